@@ -1,0 +1,1 @@
+"""The literature on pruning diffusion models as typed, checked records."""
