@@ -1,0 +1,1 @@
+"""What every method shares: pipelines, data, surgery, training, measuring, results."""

@@ -1,0 +1,259 @@
+"""Which tensors of a diffusers U-Net share channels: the knowledge that makes cutting exact.
+
+A `ChannelGroup` is a set of channels that only exist together: the output rows that produce
+them, the normalisations they pass, and the input columns that read them, through residual sums
+and skip concatenations. Groups come from walking the architecture block by block as its forward
+pass does; nothing is traced, so the walk also works on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a group's channels lie: `size` positions from `start` on one axis of one module.
+
+    `axis` is "out" (rows of a convolution or linear layer, and its bias), "in" (columns) or
+    "norm" (affine parameters).
+    """
+
+    module: str
+    axis: str
+    start: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be removed together, named after the layer that first produces them.
+
+    `partitions` is the number of equal, contiguous parts that the channels fall into: GroupNorm
+    groups, or attention heads. `whole_unit` is the smallest number of contiguous channels that
+    fills whole parts in every normalisation they pass; 0 if no such unit leaves a remainder.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    partitions: int
+    heads: int
+    whole_unit: int
+
+    @property
+    def members(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """(module, axis) -> starts; two starts where one concatenation holds the group twice."""
+        starts: dict[tuple[str, str], list[int]] = {}
+        for slot in self.slots:
+            starts.setdefault((slot.module, slot.axis), []).append(slot.start)
+        return {member: tuple(found) for member, found in starts.items()}
+
+
+Stream = tuple[int, ...]  # provisional group numbers, concatenated along the channel axis
+
+
+@dataclass
+class _Walk:
+    """Collects slots while the architecture is walked; sums merge provisional groups."""
+
+    model: nn.Module
+    names: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    heads: list[int] = field(default_factory=list)
+    slots: list[list[Slot]] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+
+    def root(self, group: int) -> int:
+        while self.parent[group] != group:
+            group = self.parent[group]
+        return group
+
+    def produce(self, module: str, heads: int = 1) -> Stream:
+        """A layer's output rows become a new provisional group."""
+        layer = self.model.get_submodule(module)
+        if isinstance(layer, nn.Conv2d):
+            if layer.groups != 1:
+                raise ValueError(f"{module}: grouped convolutions cannot be cut")
+            size = layer.out_channels
+        elif isinstance(layer, nn.Linear):
+            size = layer.out_features
+        else:
+            raise ValueError(f"{module}: cannot cut a {type(layer).__name__}")
+        self.names.append(module)
+        self.sizes.append(size)
+        self.heads.append(heads)
+        self.slots.append([Slot(module, "out", 0)])
+        self.parent.append(len(self.parent))
+        return (len(self.parent) - 1,)
+
+    def read(self, module: str, stream: Stream, axis: str = "in") -> None:
+        """A layer's input columns, or a normalisation's channels, follow the stream."""
+        start = 0
+        for group in stream:
+            self.slots[group].append(Slot(module, axis, start))
+            start += self.sizes[group]
+
+    def layer(self, module: str, stream: Stream) -> Stream:
+        self.read(module, stream)
+        return self.produce(module)
+
+    def add(self, left: Stream, right: Stream, where: str) -> Stream:
+        """A residual sum ties the channels of both sides."""
+        if [self.sizes[g] for g in left] != [self.sizes[g] for g in right]:
+            raise ValueError(f"{where}: residual sum of differently concatenated streams")
+        for a, b in zip(left, right, strict=True):
+            first, second = sorted((self.root(a), self.root(b)))
+            self.parent[second] = first
+        return left
+
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        merged: dict[int, list[int]] = {}
+        for group in range(len(self.parent)):
+            merged.setdefault(self.root(group), []).append(group)
+        found = []
+        for root, parts in merged.items():
+            slots = tuple(slot for part in parts for slot in self.slots[part])
+            heads = max(self.heads[part] for part in parts)
+            found.append(self._group(self.names[root], self.sizes[root], slots, heads))
+        return tuple(found)
+
+    def _group(
+        self, name: str, size: int, slots: tuple[Slot, ...], heads: int
+    ) -> ChannelGroup:
+        partitions, unit = heads, size // heads if heads > 1 else 1
+        for slot in slots:
+            if slot.axis != "norm":
+                continue
+            norm = self.model.get_submodule(slot.module)
+            assert isinstance(norm, nn.GroupNorm)
+            width = norm.num_channels // norm.num_groups
+            partitions = max(partitions, norm.num_groups)
+            if slot.start % width:
+                unit = 0
+            elif unit:
+                unit = math.lcm(unit, width)
+        whole = unit if unit and unit < size and size % unit == 0 else 0
+        return ChannelGroup(name, size, slots, partitions, heads, whole)
+
+
+def channel_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
+    """Every prunable group of channels, in the order in which the forward pass meets them.
+
+    The image channels themselves (input of conv_in, output of conv_out) belong to no group.
+
+    Raises:
+        ValueError: the model, or a block in it, is of a kind that this walk does not know.
+    """
+    if not isinstance(model, UNet2DModel):
+        raise ValueError(
+            f"channel pruning knows UNet2DModel, not {type(model).__name__}: its channels are "
+            "not described in methods/harness/channels.py"
+        )
+    walk = _Walk(model)
+    _walk_unet2d(walk, model)
+    return walk.groups()
+
+
+def _walk_unet2d(walk: _Walk, model: UNet2DModel) -> None:
+    if model.class_embedding is not None:
+        raise ValueError("class_embedding: class-conditional UNet2DModel is not described")
+    time = _time_embedding(walk)
+    hidden = walk.produce("conv_in")
+    skips = [hidden]
+    for index, block in enumerate(model.down_blocks):
+        name = f"down_blocks.{index}"
+        _require(block, name, ("DownBlock2D", "AttnDownBlock2D"))
+        for layer in range(len(block.resnets)):
+            hidden = _resnet(walk, f"{name}.resnets.{layer}", hidden, time)
+            hidden = _block_attention(walk, block, name, layer, hidden)
+            skips.append(hidden)
+        if block.downsamplers is not None:
+            hidden = _sampler(walk, f"{name}.downsamplers.0", hidden)
+            skips.append(hidden)
+    if model.mid_block is not None:
+        _require(model.mid_block, "mid_block", ("UNetMidBlock2D",))
+        hidden = _resnet(walk, "mid_block.resnets.0", hidden, time)
+        for layer, attention in enumerate(model.mid_block.attentions):
+            if attention is not None:
+                hidden = _attention(walk, f"mid_block.attentions.{layer}", hidden)
+            hidden = _resnet(walk, f"mid_block.resnets.{layer + 1}", hidden, time)
+    for index, block in enumerate(model.up_blocks):
+        name = f"up_blocks.{index}"
+        _require(block, name, ("UpBlock2D", "AttnUpBlock2D"))
+        for layer in range(len(block.resnets)):
+            hidden = _resnet(walk, f"{name}.resnets.{layer}", hidden + skips.pop(), time)
+            hidden = _block_attention(walk, block, name, layer, hidden)
+        if block.upsamplers is not None:
+            hidden = _sampler(walk, f"{name}.upsamplers.0", hidden)
+    walk.read("conv_norm_out", hidden, "norm")
+    walk.read("conv_out", hidden)
+
+
+def _require(block: nn.Module, name: str, known: tuple[str, ...]) -> None:
+    if type(block).__name__ not in known:
+        raise ValueError(f"{name}: {type(block).__name__} is not described; known: {known}")
+
+
+def _time_embedding(walk: _Walk) -> Stream:
+    first = walk.produce("time_embedding.linear_1")
+    return walk.layer("time_embedding.linear_2", first)
+
+
+def _resnet(walk: _Walk, name: str, stream: Stream, time: Stream) -> Stream:
+    block = walk.model.get_submodule(name)
+    if not isinstance(block, ResnetBlock2D) or block.time_embedding_norm != "default":
+        raise ValueError(f"{name}: only ResnetBlock2D with an additive time embedding is described")
+    if block.upsample is not None or block.downsample is not None:
+        raise ValueError(f"{name}: a resnet that resamples is not described")
+    walk.read(f"{name}.norm1", stream, "norm")
+    inner = walk.layer(f"{name}.conv1", stream)
+    if block.time_emb_proj is not None:
+        shift = walk.layer(f"{name}.time_emb_proj", time)
+        inner = walk.add(inner, shift, name)
+    walk.read(f"{name}.norm2", inner, "norm")
+    out = walk.layer(f"{name}.conv2", inner)
+    if block.conv_shortcut is not None:
+        return walk.add(walk.layer(f"{name}.conv_shortcut", stream), out, name)
+    return walk.add(stream, out, name)
+
+
+def _block_attention(
+    walk: _Walk, block: nn.Module, name: str, layer: int, stream: Stream
+) -> Stream:
+    if not hasattr(block, "attentions"):
+        return stream
+    return _attention(walk, f"{name}.attentions.{layer}", stream)
+
+
+def _attention(walk: _Walk, name: str, stream: Stream) -> Stream:
+    """Queries, keys and values share their channels, as the official grouping has it."""
+    block = walk.model.get_submodule(name)
+    if not isinstance(block, Attention) or block.norm_q is not None or block.is_cross_attention:
+        raise ValueError(f"{name}: only plain self-attention is described")
+    if block.group_norm is not None:
+        walk.read(f"{name}.group_norm", stream, "norm")
+    inner: Stream | None = None
+    for projection in ("to_q", "to_k", "to_v"):
+        walk.read(f"{name}.{projection}", stream)
+        rows = walk.produce(f"{name}.{projection}", heads=block.heads)
+        inner = rows if inner is None else walk.add(inner, rows, name)
+    assert inner is not None
+    out = walk.layer(f"{name}.to_out.0", inner)
+    return walk.add(stream, out, name) if block.residual_connection else out
+
+
+def _sampler(walk: _Walk, name: str, stream: Stream) -> Stream:
+    block = walk.model.get_submodule(name)
+    if not isinstance(block, Downsample2D | Upsample2D) or block.norm is not None:
+        raise ValueError(f"{name}: {type(block).__name__} is not described")
+    if not block.use_conv:
+        return stream
+    return walk.layer(f"{name}.conv", stream)

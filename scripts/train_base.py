@@ -1,0 +1,91 @@
+"""Train a shipped base from scratch; interrupted runs go on where they stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from methods.harness import journal, train, zoo
+from methods.harness.checkpoint import read_tensors, write_tensors
+from methods.harness.data import fashion_mnist
+from methods.harness.pipeline import noised_batches
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="one of the shipped bases")],
+    steps: Annotated[int, typer.Option(help="optimizer steps in all")] = 5_000,
+    batch_size: int = 64,
+    learning_rate: float = 6e-4,
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice")] = 0,
+    device: str = "cpu",
+    save_every: Annotated[int, typer.Option(help="optimizer steps between saves")] = 250,
+) -> None:
+    """Write weights and the training log to models/NAME, the resumable state to build/train."""
+    if name not in zoo.BASES:
+        raise typer.BadParameter(f"unknown base {name!r}; known: {', '.join(zoo.BASES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = train.Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+    base, scheduler = zoo.BASES[name], zoo.ddpm_scheduler()
+    state_path = Path("build/train") / name / "state.safetensors"
+    log_path = base.folder / "training_log.jsonl"
+
+    torch.manual_seed(seed)
+    model = base.build().to(device)
+    start, ema, optimizer_state = 0, None, None
+    if state_path.exists():
+        tensors, note = read_tensors(state_path)
+        start = int(note["step"])
+        split = {
+            prefix: {
+                key.removeprefix(f"{prefix}/"): value.to(device)
+                for key, value in tensors.items()
+                if key.startswith(f"{prefix}/")
+            }
+            for prefix in ("model", "ema", "optimizer")
+        }
+        train.load_weights(model, split["model"])
+        ema, optimizer_state = split["ema"], split["optimizer"]
+        journal.rewrite(log_path, [r for r in journal.read(log_path) if r["step"] <= start])
+    else:
+        journal.rewrite(log_path, [])
+
+    batches = noised_batches(
+        fashion_mnist().train, scheduler, batch_size, seed, device, start=start
+    )
+    began, window = time.monotonic(), []
+    for step in train.train(
+        model, batches, recipe, start=start, optimizer_state=optimizer_state, ema=ema
+    ):
+        window.append(step.loss)
+        if step.index % 50 == 0 or step.index == steps:
+            record = {
+                "step": step.index,
+                "images": step.images,
+                "loss": round(sum(window) / len(window), 6),
+                "learning_rate": step.learning_rate,
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            journal.append(log_path, record)
+            typer.echo(f"{record}")
+            window.clear()
+        if step.index % save_every == 0 or step.index == steps:
+            write_tensors(
+                state_path,
+                {f"model/{k}": v for k, v in train.weights(step.model).items()}
+                | {f"ema/{k}": v for k, v in step.ema.items()}
+                | {f"optimizer/{k}": v for k, v in train.optimizer_tensors(step.optimizer).items()},
+                {"step": str(step.index)},
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)
