@@ -758,7 +758,7 @@ class Sparsity(Record):
     """Fraction removed, 0 to 1."""
     pattern: Pattern | None = None
     """n:m, n kept of every m, in quotes."""
-    origin: Origin = Origin.PRINTED  # type: ignore[assignment]
+    origin: Origin = Origin.PRINTED
     """Printed, or computed here from printed values."""
     scope: Line | None = None
     """Which part of the network it refers to."""
@@ -804,7 +804,7 @@ class Measure(Record):
     """The same number for the dense model, in the same unit."""
     spread: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
     """Standard deviation over repeats."""
-    bound: Bound = Bound.EXACT  # type: ignore[assignment]
+    bound: Bound = Bound.EXACT
     """How the value is to be read."""
     note: Line | None = None
     """What exactly was measured where the metric leaves it open."""
@@ -851,7 +851,7 @@ class Result(Record):
 
     id: RowId
     """Unique within the entry."""
-    role: RowRole = RowRole.PROPOSED  # type: ignore[assignment]
+    role: RowRole = RowRole.PROPOSED
     """Whose model it is."""
     variant: Line | None = None
     """The row's name in the source, such as `Taylor` or `ours T=0.05`."""
@@ -877,7 +877,7 @@ class Result(Record):
     """The numbers."""
     source: Source
     """Where the row was read."""
-    status: RowStatus = RowStatus.REPORTED  # type: ignore[assignment]
+    status: RowStatus = RowStatus.REPORTED
     """How far it was checked."""
     note: Prose | None = None
     """What a reader must know before using the row."""
@@ -893,7 +893,7 @@ class Paper(Record):
     """Short name, lower case with hyphens; never changes once published."""
     section: Section
     """Half of the list."""
-    kind: Kind = Kind.PAPER  # type: ignore[assignment]
+    kind: Kind = Kind.PAPER
     """Sort of work."""
     family: Family
     """Group it is listed under."""
@@ -1007,7 +1007,7 @@ class Paper(Record):
     @property
     def posted(self) -> tuple[int, int] | None:
         """Year and month of the first arXiv version, read off the id."""
-        return self.arxiv and (2000 + int(self.arxiv[:2]), int(self.arxiv[2:4])) or None
+        return (2000 + int(self.arxiv[:2]), int(self.arxiv[2:4])) if self.arxiv else None
 
 
 class Tool(Record):

@@ -78,9 +78,7 @@ def _folded(text: str, indent: int) -> list[str] | None:
     words = text.split(" ")
     if not text.isprintable() or "" in words or max(map(len, words)) > WIDTH - indent:
         return None
-    lines = textwrap.wrap(
-        text, WIDTH - indent, break_long_words=False, break_on_hyphens=False
-    )
+    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=False, break_on_hyphens=False)
     return [" " * indent + line for line in lines]
 
 
@@ -179,8 +177,7 @@ def write_atomically(path: Path, text: str) -> None:
                 temporary.chmod(path.stat().st_mode & 0o777)
             else:
                 temporary.chmod(0o644)
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
