@@ -58,25 +58,31 @@ def frechet_distance(a: Tensor | FeatureStats, b: Tensor | FeatureStats) -> floa
         raise ValueError(f"feature sets differ in width: {len(p.mean)} and {len(q.mean)}")
     root_trace = torch.linalg.svdvals(p.factor @ q.factor.T).sum()
     spread = p.factor.square().sum() + q.factor.square().sum() - 2 * root_trace
-    return max(((p.mean - q.mean).square().sum() + spread).item(), 0.0)
+    distance: float = ((p.mean - q.mean).square().sum() + spread).item()
+    return max(distance, 0.0)
 
 
 def frechet_from_moments(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """The same distance from means (D,) and covariances (D, D), for statistics from elsewhere.
 
-    Takes the trace of the symmetric root (S_a^(1/2) S_b S_a^(1/2))^(1/2) by eigenvalues. Eigenvalues
-    that are negative by rounding count as zero; ValueError where a matrix is not symmetric or
-    clearly not positive semi-definite, or where shapes differ.
+    Takes the trace of the symmetric root (S_a^(1/2) S_b S_a^(1/2))^(1/2) by eigenvalues. Those that
+    are negative by rounding count as zero; ValueError where a matrix is not symmetric or clearly
+    not positive semi-definite, or where shapes differ.
     """
     mean_a, mean_b = mean_a.double(), mean_b.double()
+    if mean_a.shape != mean_b.shape or mean_a.ndim != 1:
+        raise ValueError(
+            f"means are vectors of one length, got {tuple(mean_a.shape)}, {tuple(mean_b.shape)}"
+        )
+    if not (mean_a.isfinite().all() and mean_b.isfinite().all()):
+        raise ValueError("means hold nan or infinite values")
     root = _psd_root("the first covariance", cov_a, len(mean_a))
     other = _psd_root("the second covariance", cov_b, len(mean_b))
-    if mean_a.shape != mean_b.shape or mean_a.ndim != 1:
-        raise ValueError(f"means are vectors of one length: {mean_a.shape}, {mean_b.shape}")
     product = root @ other @ other @ root
     values = torch.linalg.eigvalsh((product + product.T) / 2)
     spread = cov_a.double().trace() + cov_b.double().trace() - 2 * values.clamp(min=0).sqrt().sum()
-    return max(((mean_a - mean_b).square().sum() + spread).item(), 0.0)
+    distance: float = ((mean_a - mean_b).square().sum() + spread).item()
+    return max(distance, 0.0)
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
@@ -110,14 +116,14 @@ def kernel_distance_error(a: Tensor, b: Tensor, *, blocks: int = 10) -> float:
 
 
 def same_noise_mse(a: Tensor, b: Tensor) -> float:
-    """Mean squared difference of images (N, C, H, W) in [-1, 1] that two models drew from one noise.
+    """Mean squared difference of images (N, C, H, W) in [-1, 1] drawn from the same noise.
 
     0 for equal images, 4 for black against white. ValueError for sets of different shape or values
     that are not finite.
     """
     _check_images(a, b)
     total = 0.0
-    for p, q in zip(a.split(_IMAGES), b.split(_IMAGES), strict=True):
+    for p, q in zip(torch.split(a, _IMAGES), torch.split(b, _IMAGES), strict=True):
         total += (p.double() - q.double()).square().sum().item()
     return total / a.numel()
 
@@ -137,7 +143,7 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float = DATA_RANGE) -> float:
         raise ValueError(f"data_range is a positive number, got {data_range}")
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     total = 0.0
-    for p, q in zip(a.split(_IMAGES), b.split(_IMAGES), strict=True):
+    for p, q in zip(torch.split(a, _IMAGES), torch.split(b, _IMAGES), strict=True):
         x, y = p.double(), q.double()
         mu_x, mu_y = _window_mean(x), _window_mean(y)
         var_x, var_y = _window_mean(x * x) - mu_x**2, _window_mean(y * y) - mu_y**2
@@ -159,11 +165,12 @@ def _psd_root(name: str, matrix: Tensor, size: int) -> Tensor:
     # Single-precision statistics leave negative eigenvalues of about 1e-7 of the largest.
     if values[0].item() < -1e-5 * scale:
         raise ValueError(f"{name} is not positive semi-definite: eigenvalue {values[0].item():g}")
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> float:
-    rows = (((part @ y.T) / x.shape[1] + 1).pow(3).sum() for part in x.split(_ROWS))
+    rows = (((part @ y.T) / x.shape[1] + 1).pow(3).sum() for part in torch.split(x, _ROWS))
     return math.fsum(row.item() for row in rows)
 
 
@@ -179,7 +186,7 @@ def _window_mean(x: Tensor) -> Tensor:
     g = g / g.sum()
     flat = x.flatten(0, 1).unsqueeze(1)  # (B C, 1, H, W)
     flat = F.conv2d(F.conv2d(flat, g.view(1, 1, -1, 1)), g.view(1, 1, 1, -1))
-    return flat.unflatten(0, x.shape[:2]).squeeze(2)
+    return flat.reshape(*x.shape[:2], *flat.shape[2:])
 
 
 def _features(name: str, x: Tensor) -> Tensor:
