@@ -26,7 +26,7 @@ Severity = Literal["error", "warning"]
 FieldPath = tuple[str | int, ...]
 R = TypeVar("R", bound=Record)
 
-_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,9 @@ class Problem:
     def __str__(self) -> str:
         where = " ".join(part for part in (self.entry, self.field) if part)
         text = f"{self.file}:{self.line}: {self.severity}: {where + ': ' if where else ''}"
-        return f"{text}{self.message}; {self.mend} [{self.rule}]"
+        line = f"{text}{self.message}; {self.mend} [{self.rule}]"
+        # What stands in the file must not move the cursor of who reads the report.
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
     def as_json(self) -> dict[str, str | int]:
         """The fields by name."""
@@ -273,7 +275,7 @@ def _build(
     stack = [top]
     documents = 0
     event: Any
-    for event in yaml.parse(text, Loader=_PARSER):
+    for event in yaml.parse(text, Loader=PARSER):
         kind = type(event)
         if kind in _ENDS:
             stack.pop()
@@ -373,7 +375,7 @@ def _duplicate(file: str, path: FieldPath, line: int, first: int) -> Problem:
         file,
         line,
         entry_name(path, None),
-        field_name(path),
+        field_name(in_entry(path)),
         "duplicate-key",
         "error",
         f"{path[-1]} stands here a second time, first in line {first}",
@@ -387,7 +389,7 @@ def _ambiguous(file: str, path: FieldPath, line: int, text: str) -> Problem:
         file,
         line,
         entry_name(path, None),
-        field_name(path),
+        field_name(in_entry(path)),
         "ambiguous-scalar",
         "error",
         f"{shown} is text to some readers of YAML and something else to others",
@@ -402,11 +404,15 @@ def _ambiguous(file: str, path: FieldPath, line: int, text: str) -> Problem:
 
 def field_name(path: FieldPath) -> str:
     """A path within an entry as people write it: `results[2].measures[0].value`."""
-    start = 2 if path and path[0] in RECORDS else 0
     name = ""
-    for part in path[start:]:
+    for part in path:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name
+
+
+def in_entry(path: FieldPath) -> FieldPath:
+    """The part of a path from the top of the file that lies within an entry."""
+    return path[2:] if len(path) > 1 and path[0] in RECORDS else path
 
 
 def entry_name(path: FieldPath, data: Any) -> str:
@@ -528,7 +534,7 @@ def _describe(
 
 def _type_name(value: object) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
-    return names.get(type(value), "a mapping")
+    return names.get(type(value), "text" if isinstance(value, str) else "a mapping")
 
 
 def _known_keys(record: type[BaseModel], path: Iterable[str | int]) -> list[str]:
@@ -551,18 +557,20 @@ def _schema_problems(
     tree: Tree, prefix: FieldPath, record: type[BaseModel], error: ValidationError
 ) -> list[Problem]:
     already = {(p.line, p.field) for p in tree.problems}
+    items = error.errors(include_url=False)[:MAX_PROBLEMS]
+    # A list whose items failed is also reported as too short: only the items matter.
+    failed = {item["loc"][:n] for item in items for n in range(len(item["loc"]))}
     found = []
-    for item in error.errors(include_url=False)[:MAX_PROBLEMS]:
+    for item in items:
         path = (*prefix, *item["loc"])
         line = tree.line(path)
-        if (line, field_name(path)) in already:
+        name = field_name(in_entry(path))
+        if (line, name) in already or (item["type"] == "too_short" and item["loc"] in failed):
             continue
         message, mend = _describe(item, record, tree.raw.get(path))
         rule = f"schema-{item['type'].replace('_', '-')}"
         entry = entry_name(path, tree.data)
-        found.append(
-            Problem(tree.file, line, entry, field_name(path), rule, "error", message, mend)
-        )
+        found.append(Problem(tree.file, line, entry, name, rule, "error", message, mend))
     return found
 
 
@@ -654,11 +662,10 @@ def _named(problem: Problem, data: Any) -> str:
 
 
 def _top_level(tree: Tree) -> list[Problem]:
+    # The entries are validated one by one elsewhere, so that one bad entry does not hide the rest.
+    outline = {k: () if k in RECORDS else v for k, v in tree.data.items()} | {"papers": ()}
     try:
-        Literature.model_validate(
-            {k: [] if k in RECORDS else v for k, v in tree.data.items() if k in RECORDS or v != []}
-            | {"papers": []}
-        )
+        Literature.model_validate(outline)
     except ValidationError as error:
         return _schema_problems(tree, (), Literature, error)
     return []

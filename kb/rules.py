@@ -413,7 +413,7 @@ def measure_range(corpus: Corpus) -> Iterator[Finding]:
                         yield Finding(
                             entry,
                             ("results", i, "measures", j, name),
-                            f"{metric.value} of {number} is {bound} {metric.unit}",
+                            f"{metric.value} of {number} is {bound}, in units of {metric.unit}",
                             f"check value and unit (one of {', '.join(metric.units)})",
                         )
 

@@ -866,7 +866,7 @@ class Result(Record):
     resolution: Resolution | None = None
     """Width x height of the generated image (x frames), such as 512x512."""
     sparsity: Sparsity
-    """How much was removed, and of what."""
+    """The fraction removed, with its kind."""
     protocol: Protocol = Protocol()
     """How the numbers were obtained."""
     hardware: Line | None = None

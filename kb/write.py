@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from pydantic import BaseModel
 
+from kb.load import PARSER, Problem, Tree, Unreadable, parse
 from kb.schema import RECORDS, Literature, field_order
 
 HEADER = "# yaml-language-server: $schema=schema/papers.schema.json\n"
@@ -181,3 +183,157 @@ def write_atomically(path: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+# --------------------------------------------------------------------------- whole files
+
+
+def comment_lines(text: str) -> tuple[int, ...]:
+    """Lines (from 1) that hold a comment; a `#` inside a value is none.
+
+    `text` must be valid YAML.
+    """
+    spans: list[tuple[int, int]] = []
+    event: Any
+    for event in yaml.parse(text, Loader=PARSER):
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            spans.append((event.start_mark.index, event.end_mark.index))
+    found = []
+    next_span = 0
+    for match in re.finditer(r"(?:^|(?<=\s))#", text, re.MULTILINE):
+        while next_span < len(spans) and spans[next_span][1] <= match.start():
+            next_span += 1
+        if next_span == len(spans) or match.start() < spans[next_span][0]:
+            found.append(text.count("\n", 0, match.start()) + 1)
+    return tuple(found)
+
+
+def format_text(text: str, file: str = "papers.yaml") -> str:
+    """`text` in canonical form; formatting twice changes nothing more.
+
+    Raises:
+        Unreadable: when the text cannot be parsed, has repeated keys or ambiguous scalars, or holds
+            comments other than before the first key, because they would be lost.
+    """
+    tree = parse(text, file)
+    if tree.problems:
+        raise Unreadable(tree.problems[0])
+    if not isinstance(tree.data, dict):
+        raise Unreadable(
+            _problem(file, 1, "not-a-mapping", "the top level is no mapping", "see kb")
+        )
+    first = min(tree.lines.values(), default=1)
+    lost = next((line for line in comment_lines(text) if line >= first), None)
+    if lost is not None:
+        message = "a comment stands here, and formatting would lose it"
+        raise Unreadable(_problem(file, lost, "comment", message, "move it to notes:"))
+    document = format_document(tree.data)
+    kept = [line.rstrip() for line in text.splitlines()[: first - 1] if line.lstrip()[:1] == "#"]
+    extra = [line for line in kept if line.strip() != HEADER.strip()]
+    return HEADER + "".join(f"{line}\n" for line in extra) + document.removeprefix(HEADER)
+
+
+def _problem(file: str, line: int, rule: str, message: str, mend: str) -> Problem:
+    return Problem(file, line, "", "", rule, "error", message, mend)
+
+
+def insert_entry(
+    text: str, section: str, entry: Mapping[str, Any], file: str = "papers.yaml"
+) -> str:
+    """`text` with `entry` in its place by id; every other byte stays as it was.
+
+    Args:
+        text: A readable literature file, in any formatting.
+        section: `papers`, `tools` or `tutorials`.
+        entry: Plain data as in YAML, with an `id`.
+
+    Raises:
+        Unreadable: when the text cannot be parsed, has repeated keys, or already holds the id.
+        KeyError: for an unknown section.
+    """
+    record = RECORDS[section]
+    tree = parse(text, file)
+    if tree.problems:
+        raise Unreadable(tree.problems[0])
+    old = tree.data.get(section) if isinstance(tree.data, dict) else None
+    present = old or []
+    if not isinstance(tree.data, dict) or not isinstance(present, list):
+        message = f"{section} is not a list of entries"
+        raise Unreadable(_problem(file, tree.line((section,)), "schema-list", message, "mend it"))
+    new_id = str(entry["id"])
+    ids = [str(e.get("id", "")) if isinstance(e, dict) else "" for e in present]
+    if new_id in ids:
+        line = tree.line((section, ids.index(new_id)))
+        message = f"the id {new_id} is taken"
+        raise Unreadable(_problem(file, line, "duplicate-id", message, "choose another"))
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = text.splitlines(keepends=True)
+    at = next((i for i, other in enumerate(ids) if other > new_id), len(ids))
+    block = format_entry(entry, record)
+    if not present:
+        result = _into_empty(lines, tree, section, block, newline)
+    else:
+        result = _between(lines, tree, section, at, len(ids), block, newline)
+    _check_insertion(result, tree.data, section, at, entry, file)
+    return result
+
+
+def _into_empty(lines: list[str], tree: Tree, section: str, block: str, newline: str) -> str:
+    block = f"{section}:\n{block}".replace("\n", newline)
+    if section in tree.data:
+        row = tree.line((section,)) - 1
+        return "".join([*lines[:row], block, *lines[row + 1 :]])
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += newline
+    return "".join([*lines, newline, block])
+
+
+def _between(
+    lines: list[str], tree: Tree, section: str, at: int, count: int, block: str, newline: str
+) -> str:
+    dash = lines[tree.line((section, 0)) - 1]
+    indent = len(dash) - len(dash.lstrip(" "))
+    shift = indent - 2
+    if shift:
+        block = "".join(
+            " " * (len(row) - len(row.lstrip(" ")) + shift) + row.lstrip(" ")
+            for row in block.splitlines(keepends=True)
+        )
+    if at < count:
+        row = tree.line((section, at)) - 1
+        while row and lines[row - 1].lstrip().startswith("#"):  # comments belong to what follows
+            row -= 1
+        block += "\n"
+    else:
+        following = [
+            line for path, line in tree.lines.items() if len(path) == 1 and path[0] != section
+        ]
+        start = tree.line((section,))
+        row = min((line for line in following if line > start), default=len(lines) + 1) - 1
+        while row and (not lines[row - 1].strip() or lines[row - 1].startswith("#")):
+            row -= 1
+        if not lines[row - 1].endswith("\n"):
+            lines[row - 1] += newline
+        block = "\n" + block
+    return "".join([*lines[:row], block.replace("\n", newline), *lines[row:]])
+
+
+def _check_insertion(
+    text: str, before: Any, section: str, at: int, entry: Mapping[str, Any], file: str
+) -> None:
+    # The text was edited by line; prove on the data that nothing else moved.
+    wanted = dict(before)
+    present = list(wanted.get(section) or [])
+    wanted[section] = [*present[:at], _plain_data(entry), *present[at:]]
+    if parse(text, file).data != wanted:
+        message = f"{entry['id']} cannot be inserted without changing other text"
+        raise Unreadable(_problem(file, 1, "insert", message, "run scripts/format.py first"))
+
+
+def _plain_data(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain_data(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_data(v) for v in value]
+    return str(value) if isinstance(value, str) else value
