@@ -7,8 +7,10 @@ deep nesting nor an alias bomb costs more than the bytes of the file.
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -70,7 +72,9 @@ class Tree:
     data: Any
     lines: Mapping[FieldPath, int]
     raw: Mapping[FieldPath, str]
-    """Text of plain scalars that were read as something other than text."""
+    """Source of plain scalars that were read as something other than text."""
+    texts: Mapping[str, Sequence[FieldPath]]
+    """Every text that is a value, once, with the places where it stands."""
     problems: tuple[Problem, ...]
 
     def line(self, path: FieldPath) -> int:
@@ -104,8 +108,8 @@ class Corpus:
     problems: tuple[Problem, ...]
     ids: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Every id that stands in the file by section, also those of entries that are not valid."""
-    texts: tuple[tuple[Entry[Any], FieldPath, str], ...] = ()
-    """Every text of the valid entries with its path inside the entry."""
+    places: Mapping[FieldPath, Entry[Any]] = field(default_factory=dict)
+    """Valid entries by section and index."""
 
     @property
     def entries(self) -> tuple[Entry[Paper] | Entry[Tool] | Entry[Tutorial], ...]:
@@ -115,6 +119,18 @@ class Corpus:
     def line(self, entry: Entry[Any], path: FieldPath = ()) -> int:
         """Line of a field of an entry."""
         return self.tree.line((*entry.path, *path))
+
+    @property
+    def texts(self) -> Iterable[str]:
+        """Every distinct text of the file; most rules look at each once."""
+        return self.tree.texts
+
+    def where(self, text: str) -> Iterator[tuple[Entry[Any], FieldPath]]:
+        """The valid entries that hold `text`, and in which field."""
+        for path in self.tree.texts[text]:
+            entry = self.places.get(path[:2])
+            if entry is not None:
+                yield entry, path[2:]
 
 
 # --------------------------------------------------------------------------- bytes to text
@@ -222,6 +238,20 @@ def _plain(text: str) -> tuple[Any, bool]:
     return text, _AMBIGUOUS.fullmatch(text) is not None
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # Reading makes hundreds of thousands of objects and no cycles; scanning them for cycles again
+    # and again takes a third of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def parse(text: str, file: str) -> Tree:
     """Plain data and lines of a checked text.
 
@@ -234,9 +264,10 @@ def parse(text: str, file: str) -> Tree:
     """
     lines: dict[FieldPath, int] = {}
     raw: dict[FieldPath, str] = {}
+    texts: dict[str, list[FieldPath]] = {}
     problems: list[Problem] = []
     try:
-        data = _build(text, file, lines, raw, problems)
+        data = _build(text, file, lines, raw, texts, problems)
     except yaml.YAMLError as error:
         mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "is not YAML"
@@ -248,7 +279,7 @@ def parse(text: str, file: str) -> Tree:
             f"not valid YAML: {what}{f' ({context})' if context else ''}".replace("\n", " "),
             "check indentation, quotes and brackets here and in the line above",
         ) from error
-    return Tree(file, data, lines, raw, tuple(problems))
+    return Tree(file, data, lines, raw, texts, tuple(problems))
 
 
 @dataclass(slots=True)
@@ -268,6 +299,7 @@ def _build(
     file: str,
     lines: dict[FieldPath, int],
     raw: dict[FieldPath, str],
+    texts: dict[str, list[FieldPath]],
     problems: list[Problem],
 ) -> Any:
     root: list[Any] = []
@@ -316,6 +348,8 @@ def _build(
                     problems.append(_ambiguous(file, path, line, event.value))
                 elif value.__class__ is not str:
                     raw[path] = event.value
+            if value.__class__ is str:
+                texts.setdefault(value, []).append(path)
         else:
             value = {} if kind is yaml.MappingStartEvent else []
         if not is_map:
@@ -597,6 +631,7 @@ def _records(tree: Tree, section: str, record: type[R]) -> tuple[list[Entry[R]],
     return entries, problems
 
 
+@_collector_paused()
 def corpus(tree: Tree) -> Corpus:
     """The records of a tree; those that do not fit the schema become problems.
 
@@ -636,24 +671,8 @@ def corpus(tree: Tree) -> Corpus:
         tuple(tutorials),
         tuple(sorted(problems, key=lambda p: p.line)[:MAX_PROBLEMS]),
         ids,
-        tuple(
-            (entry, path, text)
-            for entry in entries
-            for path, text in _texts(data[entry.section][entry.index], ())
-        ),
+        {entry.path: entry for entry in entries},
     )
-
-
-def _texts(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str]]:
-    # Recursion is safe: the tree is no deeper than MAX_DEPTH.
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, element in value.items():
-            yield from _texts(element, (*path, key))
-    elif isinstance(value, list):
-        for index, element in enumerate(value):
-            yield from _texts(element, (*path, index))
 
 
 def _named(problem: Problem, data: Any) -> str:

@@ -282,14 +282,13 @@ _SECRET = re.compile(
 
 @rule("url-scheme", "error", "Only https links are shown; others can be altered or run code.")
 def url_scheme(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
-        is_url = path[-1] in _URL_FIELDS
-        if (
-            _ACTIVE.search(text)
-            or (is_url and not text.startswith("https://"))
-            or (not is_url and "http://" in text)
-        ):
-            yield Finding(entry, path, "the link does not start with https://", "use https")
+    for text in corpus.texts:
+        if text.startswith("https://") or ":" not in text:
+            continue
+        active = "http://" in text or _ACTIVE.search(text) is not None
+        for entry, path in corpus.where(text):
+            if active or path[-1] in _URL_FIELDS:
+                yield Finding(entry, path, "the link does not start with https://", "use https")
 
 
 def _private(url: str) -> str | None:
@@ -317,12 +316,13 @@ def _private(url: str) -> str | None:
 
 @rule("private-url", "error", "Readers cannot open private addresses, and credentials leak.")
 def private_url(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
+    for text in corpus.texts:
         if "://" not in text:
             continue
         for url in re.findall(r"https?://[^\s<>)\"']+", text):
             if reason := _private(url):
-                yield Finding(entry, path, f"the link {reason}", "give a public address")
+                for entry, path in corpus.where(text):
+                    yield Finding(entry, path, f"the link {reason}", "give a public address")
 
 
 _INVISIBLE = re.compile(
@@ -332,16 +332,11 @@ _INVISIBLE = re.compile(
 
 @rule("invisible-character", "error", "Characters that do not show hide what a text says.")
 def invisible_character(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
-        if not text.isascii() or not text.isprintable():
-            match = _INVISIBLE.search(text)
-            if match:
-                yield Finding(
-                    entry,
-                    path,
-                    f"holds U+{ord(match.group()):04X}, which does not show",
-                    "delete it",
-                )
+    for text in corpus.texts:
+        if (not text.isascii() or not text.isprintable()) and (match := _INVISIBLE.search(text)):
+            message = f"holds U+{ord(match.group()):04X}, which does not show"
+            for entry, path in corpus.where(text):
+                yield Finding(entry, path, message, "delete it")
 
 
 _TABLE_FIELDS = frozenset(
@@ -351,18 +346,22 @@ _TABLE_FIELDS = frozenset(
 
 @rule("table-breaking", "error", "A bar or line break would tear the table that shows the text.")
 def table_breaking(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
-        name = next((p for p in reversed(path) if isinstance(p, str)), "")
-        if name in _TABLE_FIELDS and ("|" in text or "\n" in text):
-            what = "a bar |" if "|" in text else "a line break"
-            yield Finding(entry, path, f"holds {what}", "rephrase without it")
+    for text in corpus.texts:
+        if "|" not in text and "\n" not in text:
+            continue
+        what = "a bar |" if "|" in text else "a line break"
+        for entry, path in corpus.where(text):
+            name = next((p for p in reversed(path) if isinstance(p, str)), "")
+            if name in _TABLE_FIELDS:
+                yield Finding(entry, path, f"holds {what}", "rephrase without it")
 
 
 @rule("html", "error", "Texts are shown as they are; markup in them is a mistake or an attack.")
 def html(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
+    for text in corpus.texts:
         if "<" in text and (match := re.search(r"<[/!?a-zA-Z][^>]{0,40}", text)):
-            yield Finding(entry, path, f"holds markup ({match.group()})", "write plain text")
+            for entry, path in corpus.where(text):
+                yield Finding(entry, path, f"holds markup ({match.group()})", "write plain text")
 
 
 @rule("first-person", "error", "A summary in the first person was copied from an abstract.")
@@ -387,9 +386,12 @@ _PLACEHOLDER = re.compile(
 
 @rule("placeholder", "error", "A promise is not a fact; leave the key out until it is known.")
 def placeholder(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, text in corpus.texts:
+    for text in corpus.texts:
         if _PLACEHOLDER.search(text):
-            yield Finding(entry, path, "holds placeholder text", "fill it in, or remove the key")
+            for entry, path in corpus.where(text):
+                yield Finding(
+                    entry, path, "holds placeholder text", "fill it in, or remove the key"
+                )
 
 
 # --------------------------------------------------------------------------- numbers

@@ -72,7 +72,9 @@ def test_scalars_on_which_readers_disagree_are_named(text):
 
 
 def test_every_field_has_its_line():
-    text = "# head\npapers:\n  - id: a\n    names:\n      - One\n      - Two\n    x: {y: 1,\n      z: 2}\n"
+    text = (
+        "# head\npapers:\n  - id: a\n    names:\n    - One\n    - Two\n    x: {y: 1,\n      z: 2}\n"
+    )
     tree = parse(text, "f")
     assert tree.line(("papers",)) == 2
     assert tree.line(("papers", 0)) == 3
