@@ -219,7 +219,9 @@ def time_denoisers(
     ready = _map_tensors(dict(inputs), lambda t: _place(t, device, dtype, channels_last))
 
     def call(denoiser: nn.Module) -> Callable[[], None]:
-        clone = copy.deepcopy(denoiser).eval().requires_grad_(False).to(device=device, dtype=dtype)
+        clone = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        # diffusers' own ``to`` logs a warning for every cast, whether or not one is needed.
+        nn.Module.to(clone, device=device, dtype=dtype)
         if channels_last:
             clone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
