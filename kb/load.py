@@ -22,6 +22,7 @@ from kb.schema import RECORDS, Literature, Paper, Record, Tool, Tutorial
 
 MAX_BYTES = 10 * 1024 * 1024
 MAX_DEPTH = 32
+MAX_ITEMS = 20_000
 MAX_PROBLEMS = 500
 
 Severity = Literal["error", "warning"]
@@ -260,7 +261,7 @@ def parse(text: str, file: str) -> Tree:
 
     Raises:
         Unreadable: on broken YAML, aliases, anchors, tags, merge keys, several documents, nesting
-            deeper than `MAX_DEPTH`, or keys that are not text.
+            deeper than `MAX_DEPTH`, collections longer than `MAX_ITEMS`, or keys that are not text.
     """
     lines: dict[FieldPath, int] = {}
     raw: dict[FieldPath, str] = {}
@@ -322,6 +323,14 @@ def _build(
         if event.anchor is not None or event.tag is not None:
             raise _unwanted(file, event)
         container = top.container
+        if len(container) >= MAX_ITEMS or len(problems) >= MAX_PROBLEMS:
+            raise _refuse(
+                file,
+                line,
+                "too-many",
+                f"more than {MAX_ITEMS} items in one list or {MAX_PROBLEMS} problems up to here",
+                "give the literature file",
+            )
         is_map = type(container) is dict
         if is_map and top.key is None:
             top.key = key = _key(event, file, line)

@@ -128,6 +128,13 @@ def test_fifty_megabytes_are_not_even_read(tmp_path):
     assert rule_of(read_text, path) == "too-large"
 
 
+@pytest.mark.parametrize(
+    "text", ["a: [" + "no," * 1000 + "]", "a: 1\n" * 1000, "- a\n" * 30000, "a: [" + "[]," * 30000]
+)
+def test_rubbish_is_not_read_to_its_end(text):
+    assert rule_of(parse, text, "f") == "too-many"
+
+
 def test_a_file_just_under_the_limit_of_one_scalar(tmp_path):
     path = tmp_path / "papers.yaml"
     path.write_text("papers: " + "1_" * (MAX_BYTES // 2 - 10) + "x\n", encoding="utf-8")
