@@ -40,7 +40,7 @@ def main(
 
     torch.manual_seed(seed)
     model = base.build().to(device)
-    start, ema, optimizer_state = 0, None, None
+    start, spent, ema, optimizer_state = 0, 0.0, None, None
     if state_path.exists():
         tensors, note = read_tensors(state_path)
         start = int(note["step"])
@@ -54,7 +54,9 @@ def main(
         }
         train.load_weights(model, split["model"])
         ema, optimizer_state = split["ema"], split["optimizer"]
-        journal.rewrite(log_path, [r for r in journal.read(log_path) if r["step"] <= start])
+        log = [record for record in journal.read(log_path) if record["step"] <= start]
+        spent = log[-1]["seconds"] if log else 0.0
+        journal.rewrite(log_path, log)
     else:
         journal.rewrite(log_path, [])
 
@@ -72,7 +74,7 @@ def main(
                 "images": step.images,
                 "loss": round(sum(window) / len(window), 6),
                 "learning_rate": step.learning_rate,
-                "seconds": round(time.monotonic() - began, 1),
+                "seconds": round(spent + time.monotonic() - began, 1),
             }
             journal.append(log_path, record)
             typer.echo(f"{record}")

@@ -57,7 +57,24 @@ class ChannelGroup:
         return {member: tuple(found) for member, found in starts.items()}
 
 
-Stream = tuple[int, ...]  # provisional group numbers, concatenated along the channel axis
+@dataclass(frozen=True)
+class _Node:
+    """One operation with what it reads, in the order of its arguments; for `backward_order`."""
+
+    group: int | None  # the provisional group that a layer produces, None for other operations
+    inputs: tuple[_Node, ...]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Provisional group numbers, concatenated along the channel axis, and their operation."""
+
+    groups: tuple[int, ...]
+    node: _Node
+
+    def then(self) -> _Stream:
+        """Through an operation that keeps the channels (reshape, activation, slicing)."""
+        return _Stream(self.groups, _Node(None, (self.node,)))
 
 
 @dataclass
@@ -70,13 +87,14 @@ class _Walk:
     heads: list[int] = field(default_factory=list)
     slots: list[list[Slot]] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
+    last: _Node = field(default_factory=lambda: _Node(None, ()))
 
     def root(self, group: int) -> int:
         while self.parent[group] != group:
             group = self.parent[group]
         return group
 
-    def produce(self, module: str, heads: int = 1) -> Stream:
+    def produce(self, module: str, source: _Stream | None = None, heads: int = 1) -> _Stream:
         """A layer's output rows become a new provisional group."""
         layer = self.model.get_submodule(module)
         if isinstance(layer, nn.Conv2d):
@@ -91,28 +109,32 @@ class _Walk:
         self.sizes.append(size)
         self.heads.append(heads)
         self.slots.append([Slot(module, "out", 0)])
-        self.parent.append(len(self.parent))
-        return (len(self.parent) - 1,)
+        group = len(self.parent)
+        self.parent.append(group)
+        return _Stream((group,), _Node(group, (source.node,) if source else ()))
 
-    def read(self, module: str, stream: Stream, axis: str = "in") -> None:
+    def read(self, module: str, stream: _Stream, axis: str = "in") -> None:
         """A layer's input columns, or a normalisation's channels, follow the stream."""
         start = 0
-        for group in stream:
+        for group in stream.groups:
             self.slots[group].append(Slot(module, axis, start))
             start += self.sizes[group]
 
-    def layer(self, module: str, stream: Stream) -> Stream:
+    def layer(self, module: str, stream: _Stream, heads: int = 1) -> _Stream:
         self.read(module, stream)
-        return self.produce(module)
+        return self.produce(module, stream, heads)
 
-    def add(self, left: Stream, right: Stream, where: str) -> Stream:
+    def concatenate(self, left: _Stream, right: _Stream) -> _Stream:
+        return _Stream(left.groups + right.groups, _Node(None, (left.node, right.node)))
+
+    def add(self, left: _Stream, right: _Stream, where: str) -> _Stream:
         """A residual sum ties the channels of both sides."""
-        if [self.sizes[g] for g in left] != [self.sizes[g] for g in right]:
+        if [self.sizes[g] for g in left.groups] != [self.sizes[g] for g in right.groups]:
             raise ValueError(f"{where}: residual sum of differently concatenated streams")
-        for a, b in zip(left, right, strict=True):
+        for a, b in zip(left.groups, right.groups, strict=True):
             first, second = sorted((self.root(a), self.root(b)))
             self.parent[second] = first
-        return left
+        return _Stream(left.groups, _Node(None, (left.node, right.node)))
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         merged: dict[int, list[int]] = {}
@@ -125,9 +147,7 @@ class _Walk:
             found.append(self._group(self.names[root], self.sizes[root], slots, heads))
         return tuple(found)
 
-    def _group(
-        self, name: str, size: int, slots: tuple[Slot, ...], heads: int
-    ) -> ChannelGroup:
+    def _group(self, name: str, size: int, slots: tuple[Slot, ...], heads: int) -> ChannelGroup:
         partitions, unit = heads, size // heads if heads > 1 else 1
         for slot in slots:
             if slot.axis != "norm":
@@ -152,6 +172,33 @@ def channel_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
     Raises:
         ValueError: the model, or a block in it, is of a kind that this walk does not know.
     """
+    return _walk(model).groups()
+
+
+def backward_order(model: nn.Module) -> tuple[str, ...]:
+    """Names of the channel groups in the order in which DepGraph's tracer meets them.
+
+    That tracer (Fang et al. 2023, arXiv 2301.12900, as released in Torch-Pruning) goes from the
+    output backwards with a stack: an operation's inputs are listed in argument order, the last
+    one is followed first. Sequential scoring depends on this order.
+    """
+    walk = _walk(model)
+    name_of = {part: walk.names[walk.root(part)] for part in range(len(walk.parent))}
+    order: dict[str, None] = {}
+    stack, done = [walk.last], set[int]()
+    while stack:
+        node = stack.pop()
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        for source in node.inputs:
+            if source.group is not None:
+                order.setdefault(name_of[source.group])
+            stack.append(source)
+    return tuple(order)
+
+
+def _walk(model: nn.Module) -> _Walk:
     if not isinstance(model, UNet2DModel):
         raise ValueError(
             f"channel pruning knows UNet2DModel, not {type(model).__name__}: its channels are "
@@ -159,7 +206,7 @@ def channel_groups(model: nn.Module) -> tuple[ChannelGroup, ...]:
         )
     walk = _Walk(model)
     _walk_unet2d(walk, model)
-    return walk.groups()
+    return walk
 
 
 def _walk_unet2d(walk: _Walk, model: UNet2DModel) -> None:
@@ -189,12 +236,14 @@ def _walk_unet2d(walk: _Walk, model: UNet2DModel) -> None:
         name = f"up_blocks.{index}"
         _require(block, name, ("UpBlock2D", "AttnUpBlock2D"))
         for layer in range(len(block.resnets)):
-            hidden = _resnet(walk, f"{name}.resnets.{layer}", hidden + skips.pop(), time)
+            joined = walk.concatenate(hidden, skips.pop())
+            hidden = _resnet(walk, f"{name}.resnets.{layer}", joined, time)
             hidden = _block_attention(walk, block, name, layer, hidden)
         if block.upsamplers is not None:
             hidden = _sampler(walk, f"{name}.upsamplers.0", hidden)
     walk.read("conv_norm_out", hidden, "norm")
     walk.read("conv_out", hidden)
+    walk.last = _Node(None, (hidden.node,))
 
 
 def _require(block: nn.Module, name: str, known: tuple[str, ...]) -> None:
@@ -202,12 +251,12 @@ def _require(block: nn.Module, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: {type(block).__name__} is not described; known: {known}")
 
 
-def _time_embedding(walk: _Walk) -> Stream:
+def _time_embedding(walk: _Walk) -> _Stream:
     first = walk.produce("time_embedding.linear_1")
     return walk.layer("time_embedding.linear_2", first)
 
 
-def _resnet(walk: _Walk, name: str, stream: Stream, time: Stream) -> Stream:
+def _resnet(walk: _Walk, name: str, stream: _Stream, time: _Stream) -> _Stream:
     block = walk.model.get_submodule(name)
     if not isinstance(block, ResnetBlock2D) or block.time_embedding_norm != "default":
         raise ValueError(f"{name}: only ResnetBlock2D with an additive time embedding is described")
@@ -217,43 +266,47 @@ def _resnet(walk: _Walk, name: str, stream: Stream, time: Stream) -> Stream:
     inner = walk.layer(f"{name}.conv1", stream)
     if block.time_emb_proj is not None:
         shift = walk.layer(f"{name}.time_emb_proj", time)
-        inner = walk.add(inner, shift, name)
+        inner = walk.add(inner, shift.then(), name)
     walk.read(f"{name}.norm2", inner, "norm")
     out = walk.layer(f"{name}.conv2", inner)
     if block.conv_shortcut is not None:
-        return walk.add(walk.layer(f"{name}.conv_shortcut", stream), out, name)
-    return walk.add(stream, out, name)
+        stream = walk.layer(f"{name}.conv_shortcut", stream)
+    return walk.add(stream, out, name).then()  # then: the division by output_scale_factor
 
 
 def _block_attention(
-    walk: _Walk, block: nn.Module, name: str, layer: int, stream: Stream
-) -> Stream:
+    walk: _Walk, block: nn.Module, name: str, layer: int, stream: _Stream
+) -> _Stream:
     if not hasattr(block, "attentions"):
         return stream
     return _attention(walk, f"{name}.attentions.{layer}", stream)
 
 
-def _attention(walk: _Walk, name: str, stream: Stream) -> Stream:
+def _attention(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     """Queries, keys and values share their channels, as the official grouping has it."""
     block = walk.model.get_submodule(name)
     if not isinstance(block, Attention) or block.norm_q is not None or block.is_cross_attention:
         raise ValueError(f"{name}: only plain self-attention is described")
     if block.group_norm is not None:
         walk.read(f"{name}.group_norm", stream, "norm")
-    inner: Stream | None = None
-    for projection in ("to_q", "to_k", "to_v"):
-        walk.read(f"{name}.{projection}", stream)
-        rows = walk.produce(f"{name}.{projection}", heads=block.heads)
-        inner = rows if inner is None else walk.add(inner, rows, name)
-    assert inner is not None
-    out = walk.layer(f"{name}.to_out.0", inner)
-    return walk.add(stream, out, name) if block.residual_connection else out
+    query, key, value = (
+        walk.layer(f"{name}.{projection}", stream, heads=block.heads).then()
+        for projection in ("to_q", "to_k", "to_v")
+    )
+    scores = walk.add(query, key, name)
+    mixed = walk.add(scores, value, name)
+    # One operation reads all three (scaled dot-product attention).
+    inner = _Stream(mixed.groups, _Node(None, (query.node, key.node, value.node)))
+    out = walk.layer(f"{name}.to_out.0", inner).then()
+    if block.residual_connection:
+        out = walk.add(out, stream, name)
+    return out.then()
 
 
-def _sampler(walk: _Walk, name: str, stream: Stream) -> Stream:
+def _sampler(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     block = walk.model.get_submodule(name)
     if not isinstance(block, Downsample2D | Upsample2D) or block.norm is not None:
         raise ValueError(f"{name}: {type(block).__name__} is not described")
     if not block.use_conv:
-        return stream
+        return stream.then()
     return walk.layer(f"{name}.conv", stream)

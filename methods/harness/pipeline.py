@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .data import ImageSet, Splits
 
 Edit = dict[str, Any]
+Notes = dict[str, Any]  # JSON: kept channels, losses; never quality, size or speed
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def ratio_widths(groups: Sequence[ChannelGroup], ratio: float, rule: Rule = "wit
     Raises:
         ValueError: ratio is not in [0, 1) or the rule is unknown.
     """
-    _check_fraction("ratio", ratio)
+    check_fraction("ratio", ratio)
     widths = {}
     for group in groups:
         step, most = _step(group, rule)
@@ -65,7 +65,15 @@ def _step(group: ChannelGroup, rule: Rule) -> tuple[int, int]:
     raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
 
 
-def _check_fraction(name: str, value: float) -> None:
+def _neighbours(group: ChannelGroup, width: int, rule: Rule) -> list[int]:
+    """Widths one step away."""
+    step, most = _step(group, rule)
+    smallest = group.size - step * most
+    return [w for w in (width - step, width + step) if smallest <= w <= group.size and step]
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse what is not a number in [0, 1), naming the field."""
     if not (isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value < 1.0):
         raise ValueError(f"{name} must be a number in [0, 1), not {value!r}")
 
@@ -137,9 +145,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = (
-            nn.Parameter(empty, tensor.requires_grad)
-            if isinstance(tensor, nn.Parameter)
-            else empty
+            nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
     return copy.deepcopy(model, memo)
 
@@ -149,10 +155,10 @@ def macs_widths(
 ) -> Widths:
     """Widths that leave the fraction `macs` of the dense convolution and linear MACs.
 
-    The uniform ratio that stays just above the target is found by bisection; then single steps
-    (one channel per partition, or one whole unit) are taken group after group in forward order
-    while they bring the model closer. Widths depend on the architecture alone, never on scores:
-    every criterion is compared at equal shapes.
+    The uniform ratio that stays just above the target is found by bisection; then the single step
+    (one channel per partition, or one whole unit, more or less) that lands closest is taken as
+    long as one helps. Widths depend on the architecture alone, never on scores: every criterion
+    is compared at equal shapes.
 
     Raises:
         ValueError: the fraction is not in (0, 1] or cannot be met within two points; the
@@ -172,14 +178,17 @@ def macs_widths(
             high = middle
     widths = ratio_widths(cost.groups, low, rule)
     best = cost.macs(widths)
-    for group in cost.groups:
-        step, _ = _step(group, rule)
-        if step == 0 or widths[group.name] - step <= 0:
-            continue
-        trial = widths | {group.name: widths[group.name] - step}
-        found = cost.macs(trial)
-        if abs(found - target) < abs(best - target):
-            widths, best = trial, found
+    while True:
+        trials = [
+            widths | {group.name: width}
+            for group in cost.groups
+            for width in _neighbours(group, widths[group.name], rule)
+        ]
+        gaps = [abs(cost.macs(trial) - target) for trial in trials]
+        if not gaps or min(gaps) >= abs(best - target):
+            break
+        widths = trials[gaps.index(min(gaps))]
+        best = cost.macs(widths)
     if abs(best - target) > MACS_TOLERANCE * dense:
         raise ValueError(
             f"macs={macs:g} cannot be met by rule {rule!r} on this model; the nearest is "
@@ -191,18 +200,16 @@ def macs_widths(
 def requested_widths(
     model: nn.Module,
     example_inputs: Mapping[str, Any],
-    *,
     ratio: float | None,
     macs: float | None,
     rule: Rule,
 ) -> Widths:
-    """Widths for a method's config, which asks either by channel ratio or by MACs left."""
-    if (ratio is None) == (macs is None):
+    """Widths for a method's config, which asks by channel ratio or by MACs left, else 0.3."""
+    if macs is None:
+        return ratio_widths(channel_groups(model), 0.3 if ratio is None else ratio, rule)
+    if ratio is not None:
         raise ValueError("set either ratio (channels removed) or macs (MACs left), not both")
-    if macs is not None:
-        return macs_widths(model, example_inputs, macs, rule)
-    assert ratio is not None
-    return ratio_widths(channel_groups(model), ratio, rule)
+    return macs_widths(model, example_inputs, macs, rule)
 
 
 # --- which channels --------------------------------------------------------------------------

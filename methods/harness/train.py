@@ -140,6 +140,8 @@ def retrain(
         average = step.ema
     if average is not None:
         load_weights(model, average)
+    model.zero_grad(set_to_none=True)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
     return losses
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, UNet2DModel
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import nn
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -61,6 +69,184 @@ BASES = {
             name="fashion_unet",
             describes="unconditional U-Net on Fashion-MNIST, 28x28 grey, noise prediction",
             build=_fashion_unet,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A published denoiser's architecture, for counting on the meta device; no weights."""
+
+    name: str
+    describes: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], dict[str, Any]]
+
+    def on_meta(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The model and the inputs of one denoiser call for one image, both without memory."""
+        with torch.device("meta"):
+            return self.build().eval(), self.inputs()
+
+
+def _ddpm_cifar10() -> nn.Module:
+    return UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(128, 256, 256, 256),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        attention_head_dim=None,
+    )
+
+
+def _stable_diffusion(heads: int | tuple[int, ...], text_width: int, linear: bool) -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=text_width,
+        attention_head_dim=heads,  # diffusers reads this as the number of heads
+        use_linear_projection=linear,
+    )
+
+
+def _sdxl() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def _sd3_medium() -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=192,
+    )
+
+
+def _dit_xl_2() -> nn.Module:
+    return DiTTransformer2DModel(
+        sample_size=32,
+        out_channels=8,  # noise and variance
+        num_layers=28,
+        num_attention_heads=16,
+        attention_head_dim=72,
+    )
+
+
+def _unet_inputs(size: int, channels: int = 4, text: tuple[int, int] | None = None) -> Any:
+    def inputs() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "sample": torch.zeros(1, channels, size, size),
+            "timestep": torch.zeros(1, dtype=torch.long),
+        }
+        if text is not None:
+            found["encoder_hidden_states"] = torch.zeros(1, *text)
+        return found
+
+    return inputs
+
+
+def _sdxl_inputs() -> dict[str, Any]:
+    added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+    found: dict[str, Any] = _unet_inputs(128, text=(77, 2048))()
+    return found | {"added_cond_kwargs": added}
+
+
+def _sd3_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.zeros(1, 16, 128, 128),
+        "encoder_hidden_states": torch.zeros(1, 333, 4096),
+        "pooled_projections": torch.zeros(1, 2048),
+        "timestep": torch.zeros(1),
+    }
+
+
+def _flux_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.zeros(1, 4096, 64),  # 1024 x 1024 pixels
+        "encoder_hidden_states": torch.zeros(1, 512, 4096),
+        "pooled_projections": torch.zeros(1, 768),
+        "timestep": torch.zeros(1),
+        "guidance": torch.zeros(1),
+        "img_ids": torch.zeros(4096, 3),
+        "txt_ids": torch.zeros(512, 3),
+    }
+
+
+def _dit_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.zeros(1, 4, 32, 32),
+        "timestep": torch.zeros(1, dtype=torch.long),
+        "class_labels": torch.zeros(1, dtype=torch.long),
+    }
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        *(
+            Architecture(base.name, base.describes, base.build, _unet_inputs(28, 1))
+            for base in BASES.values()
+        ),
+        Architecture(
+            "ddpm_cifar10",
+            "U-Net of google/ddpm-cifar10-32, 32x32 pixels",
+            _ddpm_cifar10,
+            _unet_inputs(32, 3),
+        ),
+        Architecture(
+            "sd15",
+            "U-Net of Stable Diffusion v1.4/v1.5, 64x64 latent, 77 text tokens",
+            lambda: _stable_diffusion(8, 768, linear=False),
+            _unet_inputs(64, text=(77, 768)),
+        ),
+        Architecture(
+            "sd21",
+            "U-Net of Stable Diffusion v2.1-base, 64x64 latent, 77 text tokens",
+            lambda: _stable_diffusion((5, 10, 20, 20), 1024, linear=True),
+            _unet_inputs(64, text=(77, 1024)),
+        ),
+        Architecture(
+            "sdxl",
+            "U-Net of Stable Diffusion XL base, 128x128 latent, 77 text tokens",
+            _sdxl,
+            _sdxl_inputs,
+        ),
+        Architecture(
+            "sd3_medium",
+            "MMDiT of Stable Diffusion 3 medium, 128x128 latent, 333 text tokens",
+            _sd3_medium,
+            _sd3_inputs,
+        ),
+        Architecture(
+            "flux_dev",
+            "transformer of FLUX.1-dev, 4096 image and 512 text tokens",
+            lambda: FluxTransformer2DModel(guidance_embeds=True),
+            _flux_inputs,
+        ),
+        Architecture(
+            "dit_xl_2",
+            "DiT-XL/2 as diffusers builds it (a label table in every block), 32x32 latent",
+            _dit_xl_2,
+            _dit_inputs,
         ),
     )
 }

@@ -1,0 +1,151 @@
+"""Prune channels by a Taylor score summed over the timesteps that matter, then fine-tune.
+
+Gongfan Fang, Xinyin Ma, Xinchao Wang: "Structural Pruning for Diffusion Models" (Diff-Pruning),
+NeurIPS 2023, arXiv 2305.10924.
+
+One batch x0 and one noise tensor are taken through t = 0, 1, 2, ...; gradients of the denoising
+loss L_t add up, g = sum_t dL_t/dw. Late steps carry little but noise: accumulation stops at the
+first t with L_t < threshold * max L. A channel's score adds the Taylor terms of all tensor
+slices that go with it (residuals, concatenations, time projections: `harness/channels.py`), and
+the lowest are cut. The two official programs differ, `variant` selects:
+
+* "diffusers" (ddpm_prune.py): slice score sum |w g|, mean over conv and linear slices, divided
+  by its mean; a tensor that holds the group twice counts both halves; the step that falls under
+  the threshold is still accumulated.
+* "ddpm_exp" (the code behind the tables): slice score sum (w g)^2, GroupNorm gammas |w g| are
+  members, plain sum; such tensors are dropped; the step that falls under it is not accumulated.
+
+Counts follow the official rule: int arithmetic inside every GroupNorm group, which makes ratio
+0.3 remove 25 % of 128, 256 and 512 channels. `rule="whole"` cuts whole groups instead.
+
+Differs from the paper in: the base and its data; `stride` can skip timesteps to save time
+(1 is the paper's); the pruned model is saved as data, not pickled. Fine-tuning is the recipe step
+`finetune`, shared by all methods.
+
+Expect: `python -m methods run diff_pruning finetune --task fashion_unet` prunes, retrains and
+measures; times, cost and scores with their spread stand in the results table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .harness.pipeline import Notes, Pipeline, Task
+from .harness.scores import GroupScore, Order, choose
+from .harness.surgery import Rule, check_fraction, cut, requested_widths
+
+CARD = {
+    "paper": "diff-pruning",
+    "granularity": "structured",
+    "unit": "channel",
+    "role": "method",
+    "tasks": ["fashion_unet"],
+}
+
+Variant = Literal["diffusers", "ddpm_exp"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Ask either by `ratio` or by `macs`; with neither, the paper's ratio of 0.3."""
+
+    ratio: float | None = None  # channels removed from every group, [0, 1)
+    macs: float | None = None  # convolution and linear MACs left, (0, 1]
+    threshold: float = 0.05  # relative loss at which accumulation stops, [0, 1); 0: all timesteps
+    variant: Variant = "diffusers"  # which official program to follow
+    batch_size: int = 128  # calibration images, one fixed batch for all timesteps
+    stride: int = 1  # every stride-th timestep; 1 is the paper's
+    rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
+    order: Order = "sequential"  # as the official code, or all scores first ("one-shot")
+
+
+SCORES = {
+    "diffusers": GroupScore(lambda w, g: _product(w, g).abs().sum(dim=1)),
+    "ddpm_exp": GroupScore(
+        # One column is a GroupNorm gamma, whose Taylor term stays linear.
+        lambda w, g: (
+            _product(w, g).square().sum(dim=1) if w.shape[1] > 1 else _product(w, g).abs()[:, 0]
+        ),
+        reduction="sum",
+        norms=True,
+        repeated="drop",
+    ),
+}
+
+
+def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
+    """Accumulate gradients, score, cut."""
+    if config.variant not in SCORES:
+        raise ValueError(f"variant must be one of {', '.join(SCORES)}, not {config.variant!r}")
+    if config.stride < 1:
+        raise ValueError(f"stride must be at least 1, not {config.stride}")
+    widths = requested_widths(
+        pipe.denoiser, task.example_inputs(), config.ratio, config.macs, config.rule
+    )
+    x0 = task.calibration_batch(config.batch_size)
+    noise = torch.randn(x0.shape, generator=task.generator("diff_pruning/noise")).to(x0.device)
+    losses = accumulate_gradients(
+        pipe.denoiser,
+        task,
+        x0,
+        noise,
+        threshold=config.threshold,
+        stride=config.stride,
+        include_last=config.variant == "diffusers",
+    )
+    keep = choose(
+        pipe.denoiser, SCORES[config.variant], widths, rule=config.rule, order=config.order
+    )
+    pipe.denoiser.zero_grad(set_to_none=True)
+    pipe = cut(pipe, keep, config.rule)
+    return pipe, {"keep": keep, "losses": losses, "stop": (len(losses) - 1) * config.stride}
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    task: Task,
+    x0: Tensor,
+    noise: Tensor,
+    *,
+    threshold: float,
+    stride: int = 1,
+    include_last: bool = True,
+) -> list[float]:
+    """Leave sum_t dL_t/dw in `.grad` and return the losses, the one that stopped it included.
+
+    x0 and noise are (B, C, H, W) and the same for all t. L_t is the mean squared error; the
+    paper's code sums over pixels, which scales all losses alike and changes no ranking.
+
+    Raises:
+        ValueError: the threshold is not in [0, 1), or the loss is not finite.
+    """
+    check_fraction("threshold", threshold)
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    losses: list[float] = []
+    highest = 0.0
+    for t in range(0, task.timesteps, stride):
+        batch = task.noised(x0, noise, torch.full((len(x0),), t, device=x0.device))
+        prediction = model(batch.x_t, batch.t, return_dict=False)[0]
+        loss = (prediction - batch.target).square().mean()
+        losses.append(float(loss.detach()))
+        if not losses[-1] < float("inf"):
+            raise ValueError(f"the denoising loss at t={t} is {losses[-1]}")
+        highest = max(highest, losses[-1])
+        below = losses[-1] < threshold * highest
+        if below and not include_last:
+            break
+        loss.backward()  # type: ignore[no-untyped-call]
+        if below:
+            break
+    return losses
+
+
+def _product(weight: Tensor, grad: Tensor | None) -> Tensor:
+    if grad is None:
+        raise ValueError("a layer has no gradient: was the loss back-propagated?")
+    return weight * grad

@@ -1,0 +1,51 @@
+"""Remove channels by chance: the row that a criterion has to beat to mean anything.
+
+Shapes are those of the other channel methods at the same request; only the choice is random.
+
+Differs from the "random" of Diff-Pruning's script in nothing but the random numbers: one
+uniform number per channel and group.
+
+Expect: `python -m methods run random_pruning --task fashion_unet --set random_pruning.macs=0.75`
+takes the time of sampling; scores and times are in the results table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .harness.channels import channel_groups
+from .harness.pipeline import Notes, Pipeline, Task
+from .harness.surgery import Rule, cut, requested_widths, select
+
+CARD = {
+    "paper": None,
+    "granularity": "structured",
+    "unit": "channel",
+    "role": "baseline",
+    "tasks": ["fashion_unet"],
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Ask either by `ratio` or by `macs`; with neither, the ratio is 0.3."""
+
+    ratio: float | None = None  # channels removed from every group, [0, 1)
+    macs: float | None = None  # convolution and linear MACs left, (0, 1]
+    rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
+
+
+def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
+    """Draw one uniform number per channel from the task's seed and keep the largest."""
+    widths = requested_widths(
+        pipe.denoiser, task.example_inputs(), config.ratio, config.macs, config.rule
+    )
+    draw = task.generator("random_pruning")
+    keep = {}
+    for group in channel_groups(pipe.denoiser):
+        scores = torch.rand(group.size, generator=draw)
+        if widths[group.name] < group.size:
+            keep[group.name] = select(group, scores, widths[group.name], config.rule)
+    return cut(pipe, keep, config.rule), {"keep": keep}

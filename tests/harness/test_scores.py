@@ -1,0 +1,149 @@
+"""Group scores against loops over single weights, and by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from methods import diff_pruning, magnitude
+from methods.harness.channels import channel_groups
+from methods.harness.scores import GroupScore, choose
+from methods.harness.surgery import ratio_widths
+
+from . import tiny
+
+
+def tensors(model):
+    weights = {
+        name: module.weight.detach()
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    }
+    grads = {
+        name: model.get_submodule(name).weight.grad
+        for name in weights
+        if model.get_submodule(name).weight.grad is not None
+    }
+    return weights, grads
+
+
+def with_gradients(name="many_heads", seed=0):
+    model = tiny.unet(name, seed)
+    x, t = tiny.inputs(model)
+    model(x, t).sample.square().mean().backward()
+    return model
+
+
+def slices(model, group, channel):
+    """Every (w, g) pair of tensors that goes with one channel: {member: [slice, ...]}."""
+    found = {}
+    for slot in group.slots:
+        layer = model.get_submodule(slot.module)
+        index = slot.start + channel
+        pick = (slice(None), index) if slot.axis == "in" else (index,)
+        pair = (layer.weight.detach()[pick], layer.weight.grad[pick])
+        found.setdefault((slot.module, slot.axis), []).append(pair)
+    return found
+
+
+@pytest.mark.parametrize("name", ["one_head", "many_heads"])
+def test_diffusers_variant_equals_a_loop_over_slices(name):
+    model = with_gradients(name)
+    weights, grads = tensors(model)
+    doubled = 0
+    for group in channel_groups(model):
+        expected = []
+        for channel in range(group.size):
+            members = [
+                sum((w * g).abs().sum() for w, g in pairs)
+                for (_, axis), pairs in slices(model, group, channel).items()
+                if axis != "norm"
+            ]
+            expected.append(sum(members) / len(members))
+        expected = torch.stack(expected)
+        found = diff_pruning.SCORES["diffusers"](group, weights, grads)
+        assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
+        doubled += any(len(starts) > 1 for starts in group.members.values())
+    assert doubled, "no group enters one concatenation twice: the test misses that case"
+
+
+@pytest.mark.parametrize("name", ["one_head", "many_heads"])
+def test_ddpm_exp_variant_equals_a_loop_over_slices(name):
+    model = with_gradients(name)
+    weights, grads = tensors(model)
+    for group in channel_groups(model):
+        expected = []
+        for channel in range(group.size):
+            total = torch.zeros(())
+            for (_, axis), pairs in slices(model, group, channel).items():
+                if len(pairs) > 1:
+                    continue
+                for w, g in pairs:
+                    total = total + ((w * g).abs() if axis == "norm" else (w * g).square().sum())
+            expected.append(total)
+        expected = torch.stack(expected)
+        found = diff_pruning.SCORES["ddpm_exp"](group, weights, grads)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), group.name
+
+
+def test_scores_by_hand():
+    """Two linear layers 2 -> 2 -> 1: channel i owns row i of the first, column i of the second."""
+
+    class Group:
+        name, size = "a", 2
+        members = {("a", "out"): (0,), ("b", "in"): (0,)}  # noqa: RUF012
+
+    weights = {"a": torch.tensor([[1.0, -2.0], [3.0, 0.5]]), "b": torch.tensor([[2.0, -1.0]])}
+    grads = {"a": torch.tensor([[1.0, 1.0], [-1.0, 2.0]]), "b": torch.tensor([[0.5, 4.0]])}
+    taylor = GroupScore(lambda w, g: (w * g).abs().sum(dim=1))
+    # a: |1|+|-2| = 3, |-3|+|1| = 4; b: |1| = 1, |-4| = 4; means 2 and 4, divided by their mean 3
+    assert taylor(Group, weights, grads).tolist() == pytest.approx([2 / 3, 4 / 3])
+    signed = GroupScore(lambda w, g: (w * g).sum(dim=1).abs(), reduction="sum")
+    # a: |1-2| = 1, |-3+1| = 2; b: 1, 4
+    assert signed(Group, weights, grads).tolist() == [2.0, 6.0]
+    squares = GroupScore(lambda w, _: w.square().sum(dim=1), reduction="sum")
+    assert squares(Group, weights, {}).tolist() == [5.0 + 4.0, 9.25 + 1.0]
+
+
+def test_sequential_and_one_shot_choose_differently_but_as_many():
+    model = with_gradients("many_heads")
+    widths = ratio_widths(channel_groups(model), 0.5)
+    score = diff_pruning.SCORES["diffusers"]
+    sequential = choose(model, score, widths, order="sequential")
+    one_shot = choose(model, score, widths, order="one-shot")
+    assert sequential.keys() == one_shot.keys()
+    assert all(len(sequential[name]) == len(one_shot[name]) for name in sequential)
+    assert sequential != one_shot
+
+
+def test_sequential_scoring_ignores_what_is_already_cut():
+    """Score each group on a model from which the earlier groups were really cut."""
+    from methods.harness.channels import backward_order
+    from methods.harness.surgery import cut_channels, select
+
+    model = with_gradients("one_head")
+    groups = {g.name: g for g in channel_groups(model)}
+    widths = ratio_widths(tuple(groups.values()), 0.5)
+    score = diff_pruning.SCORES["diffusers"]
+    found = choose(model, score, widths, order="sequential")
+    for name in backward_order(model):
+        if widths[name] == groups[name].size:
+            continue
+        group = next(g for g in channel_groups(model) if g.name == name)
+        # to_q was rescaled by the cut of its own group only, which is scored once.
+        kept = select(group, score(group, *tensors(model)), widths[name])
+        assert kept == found[name], name
+        cut_channels(model, {name: kept}, "within")
+
+
+def test_unknown_order_is_refused():
+    with pytest.raises(ValueError, match="order must be one of"):
+        choose(tiny.unet(), GroupScore(lambda w, _: w.sum(dim=1)), {}, order="random")
+
+
+def test_smallest_weights_by_hand():
+    weight = torch.tensor([[3.0, -1.0], [0.5, -4.0]])
+    assert magnitude.smallest(weight, 0.5).tolist() == [[False, True], [True, False]]
+    assert magnitude.smallest(weight, 0.0).sum() == 0
+    assert magnitude.smallest(torch.ones(2, 2), 0.5).tolist() == [[True, True], [False, False]]

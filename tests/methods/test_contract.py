@@ -1,0 +1,161 @@
+"""What every method must keep, tried on tiny models of the real classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+import torch
+
+from methods.harness.checkpoint import load_pruned, save_pruned
+from tests.harness import tiny
+
+CASES = {
+    # case -> (method, settings)
+    "dense": ("dense", {}),
+    "random": ("random_pruning", {"ratio": 0.5}),
+    "random_macs": ("random_pruning", {"macs": 0.5}),
+    "random_whole": ("random_pruning", {"ratio": 0.5, "rule": "whole"}),
+    "magnitude_l1": ("magnitude", {"ratio": 0.5, "p": 1}),
+    "magnitude_l2": ("magnitude", {"ratio": 0.5}),
+    "magnitude_whole": ("magnitude", {"macs": 0.75, "rule": "whole", "order": "one-shot"}),
+    "magnitude_weight": ("magnitude", {"ratio": 0.5, "unit": "weight"}),
+    "diff_pruning": ("diff_pruning", {"ratio": 0.5, "batch_size": 4, "stride": 250}),
+    "diff_pruning_exp": (
+        "diff_pruning",
+        {"macs": 0.5, "batch_size": 4, "stride": 250, "variant": "ddpm_exp"},
+    ),
+    "diff_pruning_whole": (
+        "diff_pruning",
+        {"macs": 0.75, "batch_size": 4, "stride": 250, "rule": "whole", "order": "one-shot"},
+    ),
+    "finetune": ("finetune", {"steps": 2, "batch_size": 4}),
+}
+CHANNEL_METHODS = ("random_pruning", "magnitude", "diff_pruning")
+
+
+def settings(method, changes):
+    return importlib.import_module(f"methods.{method}").Config(**changes)
+
+
+def compress(method, pipe, around, config):
+    return importlib.import_module(f"methods.{method}").compress(pipe, around, config)
+
+
+def state(pipe):
+    return {name: tensor.clone() for name, tensor in pipe.denoiser.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(params=["one_head", "many_heads"])
+def base(request):
+    return tiny.pipeline(request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_contract(case, base, tmp_path):
+    method, changes = CASES[case]
+    config, around = settings(method, changes), tiny.task(base)
+    before = state(base)
+    pruned, notes = compress(method, base.private_copy(), around, config)
+
+    assert same(before, state(base)), "the dense teacher was touched"
+    json.dumps(notes)
+    forbidden = {"frechet", "fid", "params", "macs", "latency", "speed"}
+    assert not forbidden & set(notes), "a method does not grade itself"
+    for name, module in pruned.denoiser.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        assert not any(hooks), f"{name} is left hooked"
+        assert not hasattr(module, "parametrizations"), f"{name} is left parametrized"
+    assert all(p.grad is None for p in pruned.denoiser.parameters()), "gradients are left behind"
+    assert not pruned.denoiser.training
+
+    x, t = tiny.inputs(pruned.denoiser)
+    with torch.no_grad():
+        first = pruned.denoiser(x, t).sample
+    assert torch.isfinite(first).all()
+
+    again, _ = compress(method, base.private_copy(), tiny.task(base), config)
+    assert same(state(pruned), state(again)), "the same seed gave another model"
+
+    save_pruned(pruned, tmp_path / "model", "tiny", notes)
+    back = load_pruned(tmp_path / "model")
+    assert same(state(pruned), state(back)), "reload is not bit-exact"
+    with torch.no_grad():
+        assert (back.denoiser(x, t).sample - first).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("method", CHANNEL_METHODS)
+@pytest.mark.parametrize("request_", [{"ratio": 0.0}, {"macs": 1.0}])
+def test_nothing_asked_is_the_identity(method, request_, base):
+    extra = {"batch_size": 2, "stride": 500} if method == "diff_pruning" else {}
+    config = settings(method, request_ | extra)
+    pruned, _ = compress(method, base.private_copy(), tiny.task(base), config)
+    assert same(state(base), state(pruned))
+
+
+@pytest.mark.parametrize("method", CHANNEL_METHODS)
+def test_equal_requests_give_equal_shapes(method, base):
+    """At one MACs target all channel methods cut to the same widths: only the choice differs."""
+    shapes = []
+    for name in (method, "random_pruning"):
+        extra = {"batch_size": 2, "stride": 500} if name == "diff_pruning" else {}
+        pruned, _ = compress(
+            name, base.private_copy(), tiny.task(base), settings(name, {"macs": 0.6} | extra)
+        )
+        shapes.append({k: v.shape for k, v in state(pruned).items()})
+    assert shapes[0] == shapes[1]
+
+
+def test_seeds_matter_where_chance_does(base):
+    config = settings("random_pruning", {"ratio": 0.5})
+    one, _ = compress("random_pruning", base.private_copy(), tiny.task(base, seed=0), config)
+    two, _ = compress("random_pruning", base.private_copy(), tiny.task(base, seed=1), config)
+    assert one.edits != two.edits
+
+
+def test_unstructured_zeroes_the_asked_share_and_saves_no_macs(base):
+    from methods.harness.surgery import MacsModel
+
+    around = tiny.task(base)
+    config = settings("magnitude", {"ratio": 0.5, "unit": "weight"})
+    pruned, notes = compress("magnitude", base.private_copy(), around, config)
+    for name, count in notes["zeroed"].items():
+        weight = pruned.denoiser.get_submodule(name).weight
+        assert count == int((weight == 0).sum()) == int(weight.numel() * 0.5)
+    assert "conv_in" not in notes["zeroed"]
+    example = around.example_inputs()
+    costs = [MacsModel.of(p.denoiser, example).macs({}) for p in (base, pruned)]
+    assert costs[0] == costs[1]
+
+
+def test_finetune_keeps_zeros_zero_and_lowers_the_loss(base):
+    around = tiny.task(base)
+    sparse, _ = compress(
+        "magnitude",
+        base.private_copy(),
+        around,
+        settings("magnitude", {"ratio": 0.5, "unit": "weight"}),
+    )
+    zeros = {n: p == 0 for n, p in sparse.denoiser.named_parameters()}
+    config = settings("finetune", {"steps": 40, "batch_size": 16, "learning_rate": 3e-3})
+    tuned, notes = compress("finetune", sparse, around, config)
+    for name, parameter in tuned.denoiser.named_parameters():
+        if name.removesuffix(".weight") in notes and zeros[name].any():
+            assert (parameter[zeros[name]] == 0).all(), name
+    assert notes["masked_tensors"] > 0
+    assert sum(notes["losses"][-5:]) < sum(notes["losses"][:5])
+
+
+def test_every_config_is_frozen_with_defaults():
+    for method in {method for method, _ in CASES.values()}:
+        config = settings(method, {})
+        assert dataclasses.is_dataclass(config)
+        for field in dataclasses.fields(config):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(config, field.name, None)

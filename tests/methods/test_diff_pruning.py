@@ -1,0 +1,148 @@
+"""Gradient accumulation, the stop rule, and the choice of channels."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from methods import diff_pruning
+from methods.harness.channels import channel_groups
+from methods.harness.pipeline import Pipeline
+from tests.harness import tiny
+
+
+class Curve(nn.Module):
+    """A denoiser that misses the noise by exactly sqrt(curve[t]) times its one weight."""
+
+    def __init__(self, scheduler, curve):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.sigma = (1 - scheduler.alphas_cumprod).sqrt()
+        self.curve = torch.tensor(curve)
+
+    def forward(self, x_t, t, return_dict=False):
+        noise = x_t / self.sigma[t][:, None, None, None]  # x0 is zero in these tests
+        miss = self.curve[t].sqrt()[:, None, None, None] * self.weight
+        return (noise + miss,)
+
+
+def accumulate(curve, threshold, include_last, stride=1):
+    pipe = tiny.pipeline()
+    around = tiny.task(pipe)
+    model = Curve(pipe.scheduler, curve + [0.0] * (1000 - len(curve)))
+    x0 = torch.zeros(2, 1, 8, 8)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    losses = diff_pruning.accumulate_gradients(
+        model, around, x0, noise, threshold=threshold, include_last=include_last, stride=stride
+    )
+    return losses, model.weight.grad
+
+
+# dL/dw of (miss * w)^2 at w = 1 is 2 * curve[t].
+CURVE = [0.8, 1.0, 0.5, 0.2, 0.09, 0.3, 0.01]
+
+
+def test_the_step_that_falls_under_is_accumulated_in_one_program_only():
+    losses, grad = accumulate(CURVE, 0.1, include_last=True)
+    assert losses == pytest.approx(CURVE[:5], abs=1e-5)
+    assert float(grad) == pytest.approx(2 * sum(CURVE[:5]), abs=1e-4)
+    losses, grad = accumulate(CURVE, 0.1, include_last=False)
+    assert losses == pytest.approx(CURVE[:5], abs=1e-5)
+    assert float(grad) == pytest.approx(2 * sum(CURVE[:4]), abs=1e-4)
+
+
+def test_the_threshold_is_relative_to_the_running_maximum():
+    losses, _ = accumulate([0.1, 1.0, 0.04, 0.06], 0.05, include_last=True)
+    assert len(losses) == 3, "0.04 is under 0.05 of the maximum 1.0"
+    losses, _ = accumulate([0.1, 0.04, 0.004, 1.0], 0.05, include_last=True)
+    assert len(losses) == 3, "before the maximum comes, the maximum so far counts"
+
+
+def test_threshold_zero_takes_all_timesteps():
+    losses, _ = accumulate([1.0] * 1000, 0.0, include_last=True, stride=100)
+    assert len(losses) == 10
+
+
+def test_gradients_are_the_sum_over_timesteps():
+    pipe = tiny.pipeline()
+    around = tiny.task(pipe)
+    model = copy.deepcopy(pipe.denoiser)
+    x0 = around.calibration_batch(4)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+    losses = diff_pruning.accumulate_gradients(model, around, x0, noise, threshold=0.0, stride=250)
+    found = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    total = torch.zeros(())
+    for t in (0, 250, 500, 750):
+        steps = torch.full((4,), t)
+        x_t = pipe.scheduler.add_noise(x0, noise, steps)
+        total = total + nn.functional.mse_loss(model(x_t, steps).sample, noise)
+    total.backward()
+    assert sum(losses) == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max().clamp_min(1e-6)
+        assert (found[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
+def test_a_senseless_threshold_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold must be a number"):
+        accumulate(CURVE, threshold, include_last=True)
+
+
+@pytest.mark.parametrize("variant", ["diffusers", "ddpm_exp"])
+def test_notes_tell_the_stop_and_the_kept_channels(variant):
+    pipe = tiny.pipeline("one_head")
+    config = diff_pruning.Config(ratio=0.5, batch_size=4, stride=200, variant=variant)
+    pruned, notes = diff_pruning.compress(pipe.private_copy(), tiny.task(pipe), config)
+    assert isinstance(pruned, Pipeline)
+    assert notes["stop"] == 200 * (len(notes["losses"]) - 1)
+    assert notes["keep"] == pruned.edits[0]["keep"]
+
+
+def test_planted_redundancy_is_found():
+    """Channels whose rows and columns are all but zero have no Taylor term and must go."""
+    pipe = tiny.pipeline("many_heads")
+    dead = {}
+    with torch.no_grad():
+        for group in channel_groups(pipe.denoiser):
+            if not group.name.endswith("conv1"):
+                continue
+            per = group.size // group.partitions
+            dead[group.name] = [p * per for p in range(group.partitions)]
+            for slot in group.slots:
+                layer = pipe.denoiser.get_submodule(slot.module)
+                rows = [slot.start + i for i in dead[group.name]]
+                if slot.axis == "in":
+                    layer.weight[:, rows] *= 1e-6
+                elif slot.axis == "out":
+                    layer.weight[rows] *= 1e-6
+    config = diff_pruning.Config(ratio=0.26, batch_size=4, stride=250)
+    _, notes = diff_pruning.compress(pipe.private_copy(), tiny.task(pipe), config)
+    for name, planted in dead.items():
+        if name in notes["keep"]:
+            assert not set(planted) & set(notes["keep"][name]), name
+    assert any(name in notes["keep"] for name in dead)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ratio": 1.7}, "ratio must be"),
+        ({"ratio": 0.3, "macs": 0.5}, "set either ratio"),
+        ({"variant": "paper"}, "variant must be one of"),
+        ({"stride": 0}, "stride must be"),
+        ({"batch_size": 0}, "batch_size must lie in"),
+        ({"batch_size": 65}, "batch_size must lie in"),
+        ({"order": "none"}, "order must be one of"),
+        ({"rule": "none"}, "rule must be one of"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    pipe = tiny.pipeline()
+    config = diff_pruning.Config(**({"batch_size": 2, "stride": 500} | change))
+    with pytest.raises(ValueError, match=message):
+        diff_pruning.compress(pipe.private_copy(), tiny.task(pipe), config)
