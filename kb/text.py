@@ -109,15 +109,6 @@ def link(label: str, url: str | None) -> Markup:
     return Markup(f"[{shown or 'link'}]({address.replace('&', '&amp;')})")
 
 
-def anchor(label: str, url: str | None) -> Markup:
-    """An HTML link, or the label alone when the address is not on the allow-list."""
-    address = safe_url(url)
-    shown = plain(label)
-    if address is None:
-        return shown
-    return Markup(f'<a href="{address.replace("&", "&amp;")}">{shown or "link"}</a>')
-
-
 def latex(text: str) -> str:
     """`text` for a field of a BibTeX entry; letters beyond ASCII stay as UTF-8."""
     return _LATEX_SPECIAL.sub(lambda m: _LATEX[m.group()], one_line(text))
