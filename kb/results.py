@@ -1,0 +1,538 @@
+"""The measured results as data: read, validated, put into one table, rendered three ways.
+
+One record per run lies at `methods/results/<task>/<recipe>/<seed>.json`; the path is its key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1] / "methods" / "results"
+SAME_SIZE = 0.02  # rows whose MACs differ by at most this fraction of dense are compared
+CONFIDENCE = 0.95
+# What a paired comparison is drawn for; lower is better in both.
+COMPARED = ("frechet", "kernel")
+_RECOVERY = "finetune"
+
+Table = dict[str, Any]
+
+
+class ResultsError(ValueError):
+    """A record, or a set of records, that cannot be used; the message names the file."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StageRecord(_Strict):
+    method: str
+    config: dict[str, Any]
+
+
+class DenseSize(_Strict):
+    params: int = Field(gt=0)
+    nonzero_params: int = Field(ge=0)
+    weight_bytes: int = Field(gt=0)
+    macs: int = Field(gt=0)
+    macs_with_attention: int = Field(gt=0)
+
+
+class Size(DenseSize):
+    dense: DenseSize
+
+
+class Rounds(_Strict):
+    cpu_seconds: list[float] = Field(min_length=1)
+    wall_seconds: list[float] = Field(min_length=1)
+
+
+class Latency(_Strict):
+    batch: int
+    threads: int
+    precision: str
+    device: str
+    speedup_cpu: float = Field(gt=0)
+    speedup_wall: float = Field(gt=0)
+    fewer_macs_but_slower: bool
+    dense: Rounds
+    pruned: Rounds
+
+
+class Memory(_Strict):
+    what: str
+    batch: int
+    peak_bytes: int = Field(gt=0)
+    dense_peak_bytes: int = Field(gt=0)
+
+
+class Quality(_Strict):
+    frechet: float = Field(ge=0)
+    kernel: float
+    kernel_standard_error: float = Field(ge=0)
+    mse_to_dense: float = Field(ge=0, le=4)
+    ssim_to_dense: float = Field(ge=-1, le=1)
+
+
+class CostRecord(_Strict):
+    method: str
+    seconds: float = Field(ge=0)
+    cpu_seconds: float = Field(ge=0)
+    optimizer_steps: int = Field(ge=0)
+    denoiser_calls: int = Field(ge=0)
+    denoiser_images: int = Field(ge=0)
+    peak_memory_bytes: int = Field(ge=0)
+
+
+class Provenance(_Strict):
+    command: str
+    date: str
+    commit: str | None
+    dirty: bool | None
+    code_sha256: str
+    base: str
+    base_sha256: str
+    system: dict[str, Any]
+
+
+class Record(_Strict):
+    """One run, as `methods.harness.run` writes it."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    task: str
+    slug: str
+    recipe: list[StageRecord] = Field(min_length=1)
+    seed: int
+    size: Size
+    latency: Latency
+    memory: Memory
+    quality: Quality
+    protocol: dict[str, Any]
+    cost: list[CostRecord]
+    notes: list[dict[str, Any]]
+    provenance: Provenance
+
+    @property
+    def macs_fraction(self) -> float:
+        """MACs left, of the dense model's."""
+        return self.size.macs / self.size.dense.macs
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole recipe: what retraining means in a table."""
+        return sum(cost.optimizer_steps for cost in self.cost)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def tasks(root: Path = ROOT) -> tuple[str, ...]:
+    """Tasks that have at least one record."""
+    if not root.is_dir():
+        return ()
+    return tuple(sorted({path.parts[-3] for path in root.glob("*/*/*.json")}))
+
+
+def load(path: Path) -> Record:
+    """One record.
+
+    Raises:
+        ResultsError: the file is cut or foreign, or its path is not the key of what it holds.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(
+            f"{path}: not whole JSON ({error}); delete it and run the comparison again"
+        ) from error
+    try:
+        record = Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ResultsError(
+            f"{path}: {field}: {first['msg']}; not a result of this harness, delete it and run "
+            "the comparison again"
+        ) from error
+    key = (record.task, record.slug, str(record.seed))
+    if path.parts[-3:-1] != key[:2] or path.stem != key[2]:
+        raise ResultsError(f"{path}: holds the result {'/'.join(key)}; move it to that path")
+    return record
+
+
+def records(task: str, root: Path = ROOT) -> tuple[Record, ...]:
+    """All records of a task, by recipe and seed.
+
+    Raises:
+        ResultsError: a bad file, or no records of this task.
+    """
+    found = [load(path) for path in sorted((root / task).glob("*/*.json"))]
+    if not found:
+        known = ", ".join(tasks(root)) or "none"
+        raise ResultsError(f"no results for task {task!r}; tasks with results: {known}")
+    return tuple(sorted(found, key=lambda record: (record.slug, record.seed)))
+
+
+# --- table -----------------------------------------------------------------------------------
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("recipe", "recipe", "methods in the order in which they were applied, with their settings"),
+    ("macs_fraction", "MACs left", "convolution and linear MACs, of the dense model's; achieved"),
+    ("params", "params", "parameters of the denoiser, zeros included"),
+    ("nonzero_fraction", "non-zero", "parameters that are not zero, of the dense model's"),
+    ("optimizer_steps", "retraining", "optimizer steps of the whole recipe"),
+    ("frechet", "Fréchet ↓", "Fréchet distance to the held-out reference: mean over seeds"),
+    ("kernel", "kernel ↓", "kernel distance (unbiased MMD²) to the reference: mean over seeds"),
+    ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
+    ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
+    ("cost_seconds", "cost s", "wall-clock seconds of pruning and retraining, mean over seeds"),
+    ("rank", "rank", "among rows of equal size and retraining; = marks a tie"),
+)
+
+
+def table(task: str, root: Path = ROOT) -> Table:
+    """The comparison of a task as JSON-ready data.
+
+    Raises:
+        ResultsError: as `records` and `tabulate`.
+    """
+    return tabulate(records(task, root))
+
+
+def tabulate(found: Sequence[Record]) -> Table:
+    """One row per recipe, paired comparisons at equal size and retraining, protocol and notes.
+
+    Raises:
+        ResultsError: no records, or records of different tasks, protocols or bases.
+    """
+    if not found:
+        raise ResultsError("no results to put into a table")
+    _check_alike(found)
+    by_slug: dict[str, list[Record]] = {}
+    for record in found:
+        by_slug.setdefault(record.slug, []).append(record)
+    rows = [_row(group) for group in by_slug.values()]
+    rows.sort(key=lambda r: (r["optimizer_steps"], -r["macs_fraction"], r["method"], r["slug"]))
+    comparisons = _comparisons(rows, by_slug)
+    _rank(rows, comparisons)
+    dense = found[0].size.dense
+    return {
+        "task": found[0].task,
+        "base": {
+            "name": found[0].provenance.base,
+            "sha256": found[0].provenance.base_sha256,
+            "params": dense.params,
+            "macs": dense.macs,
+            "macs_with_attention": dense.macs_with_attention,
+        },
+        "protocol": found[0].protocol,
+        "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in COLUMNS],
+        "rows": rows,
+        "comparisons": comparisons,
+        "notes": _notes(found, rows),
+    }
+
+
+def _check_alike(found: Sequence[Record]) -> None:
+    first = found[0]
+    seen: set[tuple[str, int]] = set()
+    for record in found:
+        where = f"{record.task}/{record.slug}/{record.seed}.json"
+        start = f"{first.task}/{first.slug}/{first.seed}.json"
+        if record.task != first.task:
+            raise ResultsError(f"{where} and {start} are of different tasks")
+        if record.protocol != first.protocol:
+            keys = record.protocol.keys() | first.protocol.keys()
+            odd = sorted(k for k in keys if record.protocol.get(k) != first.protocol.get(k))
+            raise ResultsError(
+                f"{where} and {start} were measured by different protocols ({', '.join(odd)}): "
+                "their figures do not belong in one table; run one of them again"
+            )
+        if record.provenance.base_sha256 != first.provenance.base_sha256:
+            raise ResultsError(
+                f"{where} and {start} start from different weights of the base; run one again"
+            )
+        if (record.slug, record.seed) in seen:
+            raise ResultsError(f"{where} is there twice")
+        seen.add((record.slug, record.seed))
+
+
+def _row(group: Sequence[Record]) -> Table:
+    first = group[0]
+    dense = first.size.dense
+    method, request = _request(first)
+    return {
+        "slug": first.slug,
+        "recipe": _label(first),
+        "method": method,
+        "request": request,
+        "seeds": [record.seed for record in group],
+        "macs_fraction": statistics.fmean(record.macs_fraction for record in group),
+        "macs": first.size.macs,
+        "params": first.size.params,
+        "params_fraction": first.size.params / dense.params,
+        "nonzero_fraction": statistics.fmean(r.size.nonzero_params / dense.params for r in group),
+        "weight_bytes": first.size.weight_bytes,
+        "optimizer_steps": first.optimizer_steps,
+        "frechet": _spread(record.quality.frechet for record in group),
+        "kernel": _spread(record.quality.kernel for record in group),
+        "kernel_standard_error": statistics.fmean(r.quality.kernel_standard_error for r in group),
+        "ssim": _spread(record.quality.ssim_to_dense for record in group),
+        "mse": _spread(record.quality.mse_to_dense for record in group),
+        "speedup": _spread(_decisive(record.latency) for record in group),
+        "speedup_wall": _spread(record.latency.speedup_wall for record in group),
+        "slower_with_fewer_macs": any(record.latency.fewer_macs_but_slower for record in group),
+        "peak_memory_fraction": statistics.fmean(
+            record.memory.peak_bytes / record.memory.dense_peak_bytes for record in group
+        ),
+        "cost_seconds": statistics.fmean(sum(c.seconds for c in record.cost) for record in group),
+        "denoiser_images": round(
+            statistics.fmean(sum(c.denoiser_images for c in record.cost) for record in group)
+        ),
+    }
+
+
+def _decisive(latency: Latency) -> float:
+    return latency.speedup_wall if latency.device == "cuda" else latency.speedup_cpu
+
+
+def _request(record: Record) -> tuple[str, str]:
+    """(method, size that was asked for) of the first stage that is not plain retraining."""
+    stages = [s for s in record.recipe if s.method != _RECOVERY] or record.recipe
+    names = " + ".join(stage.method for stage in stages)
+    for stage in stages:
+        for key in ("macs", "ratio"):
+            value = stage.config.get(key)
+            if value is not None:
+                return names, f"{key} {value:g}"
+    return names, ""
+
+
+def _label(record: Record) -> str:
+    """The slug for people: `diff_pruning macs0.75 + finetune steps40`."""
+    return " + ".join(part.replace("-", " ") for part in record.slug.split("+"))
+
+
+def _spread(values: Iterable[float]) -> Table:
+    found = list(values)
+    return {
+        "mean": statistics.fmean(found),
+        "min": min(found),
+        "max": max(found),
+        "n": len(found),
+        "values": found,
+    }
+
+
+# --- order -----------------------------------------------------------------------------------
+
+
+def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list[Table]:
+    """Paired differences of every two rows of equal size and equal retraining."""
+    found = []
+    for index, a in enumerate(rows):
+        for b in rows[index + 1 :]:
+            alike = a["optimizer_steps"] == b["optimizer_steps"]
+            if not alike or abs(a["macs_fraction"] - b["macs_fraction"]) > SAME_SIZE:
+                continue
+            left = {record.seed: record.quality for record in by_slug[a["slug"]]}
+            right = {record.seed: record.quality for record in by_slug[b["slug"]]}
+            seeds = sorted(left.keys() & right.keys())
+            if not seeds:
+                continue
+            for metric in COMPARED:
+                differences = [getattr(left[s], metric) - getattr(right[s], metric) for s in seeds]
+                found.append(_comparison(a, b, metric, differences, seeds))
+    return found
+
+
+def _comparison(
+    a: Table, b: Table, metric: str, differences: Sequence[float], seeds: Sequence[int]
+) -> Table:
+    mean = statistics.fmean(differences)
+    interval = paired_interval(differences)
+    if interval is None:
+        verdict = "tie"
+        why = "one seed: no spread, so no order is claimed"
+    elif interval[0] <= 0 <= interval[1]:
+        verdict = "tie"
+        why = f"the {CONFIDENCE:.0%} interval of the paired difference contains zero"
+    else:
+        verdict = "a" if mean < 0 else "b"
+        why = f"the {CONFIDENCE:.0%} interval of the paired difference excludes zero"
+    return {
+        "metric": metric,
+        "a": a["slug"],
+        "b": b["slug"],
+        "a_label": a["recipe"],
+        "b_label": b["recipe"],
+        "macs_fraction": (a["macs_fraction"] + b["macs_fraction"]) / 2,
+        "optimizer_steps": a["optimizer_steps"],
+        "seeds": list(seeds),
+        "difference": mean,
+        "interval": list(interval) if interval else None,
+        "better": verdict,
+        "why": why,
+    }
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """Two-sided Student t interval of the mean difference; None for fewer than two pairs."""
+    n = len(differences)
+    if n < 2:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * statistics.stdev(differences)
+    mean = statistics.fmean(differences)
+    return mean - half / math.sqrt(n), mean + half / math.sqrt(n)
+
+
+def _rank(rows: Sequence[Table], comparisons: Sequence[Table]) -> None:
+    """Rank by Fréchet distance: one plus the number of rows that are surely better."""
+    peers: dict[str, set[str]] = {row["slug"]: set() for row in rows}
+    beaten: dict[str, int] = dict.fromkeys(peers, 0)
+    tied: dict[str, set[str]] = {row["slug"]: set() for row in rows}
+    for pair in comparisons:
+        if pair["metric"] != COMPARED[0]:
+            continue
+        a, b = pair["a"], pair["b"]
+        peers[a].add(b)
+        peers[b].add(a)
+        if pair["better"] == "tie":
+            tied[a].add(b)
+            tied[b].add(a)
+        else:
+            beaten[b if pair["better"] == "a" else a] += 1
+    for row in rows:
+        slug = row["slug"]
+        if not peers[slug]:
+            row["rank"] = None
+        else:
+            row["rank"] = f"{beaten[slug] + 1}{'=' if tied[slug] else ''}"
+
+
+def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
+    samples = found[0].protocol.get("samples")
+    notes = [
+        "Figures are measured by this harness on its own base; none is a paper's.",
+        f"Fréchet distance is biased upwards for few samples ({samples} here): compare within "
+        "this table only.",
+        "A rank is claimed only where the paired difference over seeds has a 95 % interval that "
+        "excludes zero; = marks ties. With one seed everything is a tie.",
+        "Speed-up is the ratio of CPU time with one thread, medians of interleaved rounds.",
+    ]
+    slower = [row["recipe"] for row in rows if row["slower_with_fewer_macs"]]
+    if slower:
+        notes.append("Fewer MACs but slower: " + "; ".join(slower) + ".")
+    zeroed = [
+        row["recipe"]
+        for row in rows
+        if row["nonzero_fraction"] < row["params_fraction"] - 0.01 and row["macs_fraction"] > 0.999
+    ]
+    if zeroed:
+        notes.append(
+            "Zeros in dense tensors save neither MACs nor time: " + "; ".join(zeroed) + "."
+        )
+    systems = {str(r.provenance.system.get("cpu")) for r in found}
+    if len(systems) > 1:
+        notes.append("Times come from different machines: " + "; ".join(sorted(systems)) + ".")
+    if any(record.provenance.dirty for record in found):
+        notes.append("Some runs were made with uncommitted changes; see `provenance.dirty`.")
+    return notes
+
+
+# --- rendering -------------------------------------------------------------------------------
+
+
+def cells(row: Table) -> dict[str, str]:
+    """What each column of a row shows, in the order of `COLUMNS`."""
+    speed = f"{row['speedup']['mean']:.2f}×"
+    return {
+        "recipe": row["recipe"],
+        "macs_fraction": f"{100 * row['macs_fraction']:.1f} %",
+        "params": f"{row['params'] / 1e6:.2f} M",
+        "nonzero_fraction": f"{100 * row['nonzero_fraction']:.1f} %",
+        "optimizer_steps": str(row["optimizer_steps"]),
+        "frechet": _figure(row["frechet"], 1),
+        "kernel": _figure(row["kernel"], 3),
+        "ssim": _figure(row["ssim"], 3),
+        "speedup": speed + (" slower!" if row["slower_with_fewer_macs"] else ""),
+        "cost_seconds": f"{row['cost_seconds']:.1f}",
+        "rank": row["rank"] or "–",
+    }
+
+
+def _figure(spread: Table, digits: int) -> str:
+    mean = f"{spread['mean']:.{digits}f}"
+    if spread["n"] == 1:
+        return mean
+    return f"{mean} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f}, n={spread['n']})"
+
+
+def protocol_line(protocol: Table) -> str:
+    """The protocol in one sentence."""
+    features, reference = protocol.get("features", {}), protocol.get("reference", {})
+    return (
+        f"{protocol.get('samples')} samples, {protocol.get('sampler')}, {protocol.get('steps')} "
+        f"sampling steps, {protocol.get('precision')}; features {features.get('network')} "
+        f"(sha256 {str(features.get('weights_sha256'))[:12]}…) at {features.get('input_size')} "
+        f"pixels; reference: {reference.get('size')} {reference.get('set')}"
+    )
+
+
+def claim(pair: Table) -> str:
+    """One comparison as a sentence."""
+    interval = pair["interval"]
+    numbers = f"difference {pair['difference']:.4g}"
+    if interval:
+        numbers += f", {CONFIDENCE:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
+    numbers += f", n={len(pair['seeds'])}"
+    a, b = pair["a_label"], pair["b_label"]
+    if pair["better"] == "tie":
+        return f"{pair['metric']}: {a} and {b} tie ({numbers})"
+    first, second = (a, b) if pair["better"] == "a" else (b, a)
+    return f"{pair['metric']}: {first} is better than {second} ({numbers})"
+
+
+def text(data: Table) -> str:
+    """The table in plain text, columns aligned."""
+    labels = [column["label"] for column in data["columns"]]
+    lines = [labels] + [list(cells(row).values()) for row in data["rows"]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(labels))]
+
+    def align(line: Sequence[str]) -> str:
+        first = line[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join([first, *rest]).rstrip()
+
+    body = [align(lines[0]), "  ".join("-" * width for width in widths)]
+    body += [align(line) for line in lines[1:]]
+    body += ["", f"Protocol: {protocol_line(data['protocol'])}."]
+    body += [f"- {note}" for note in data["notes"]]
+    return "\n".join(body) + "\n"
+
+
+def markdown(data: Table) -> str:
+    """The table in Markdown, with protocol and notes under it."""
+    head = [column["label"] for column in data["columns"]]
+    lines = [_markdown_row(head), _markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+    lines += [_markdown_row(cells(row).values()) for row in data["rows"]]
+    lines += ["", f"Protocol: {protocol_line(data['protocol'])}.", ""]
+    lines += [f"- {note}" for note in data["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(values: Iterable[str]) -> str:
+    # A pipe would end the cell early, and an underscore pair would start emphasis.
+    escaped = (v.replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_") for v in values)
+    return "| " + " | ".join(escaped) + " |"

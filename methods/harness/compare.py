@@ -1,0 +1,274 @@
+"""Many recipes, sizes and seeds on one task: a sweep that can be killed and goes on.
+
+Every finished run is a record file of its own, so what is done is what is on disk; the journal
+tells what happened when. The table is made from the records alone, never from memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kb import results
+from methods import registry
+from methods.registry import Recipe, Stage
+
+from . import journal, report
+from .checkpoint import read_tensors
+from .run import (
+    RESULTS,
+    ROOT,
+    RUNS,
+    Bench,
+    Protocol,
+    code_sha256,
+    is_current,
+    read_record,
+    record_path,
+    run_folder,
+    write_record,
+)
+
+QUICK = ROOT / "build" / "compare"
+PICTURED = 12  # images a row of the sample grid
+
+# `make compare`: small enough for two slow cores and a few minutes. Its figures are noisy and its
+# tables say so; the standard comparison is the one that is committed.
+QUICK_METHODS = ("dense", "random_pruning", "magnitude", "diff_pruning")
+QUICK_MACS = (0.75, 0.5)
+QUICK_FINETUNE = (0, 40)
+QUICK_SETTINGS = (
+    "finetune.batch_size=32",
+    "diff_pruning.batch_size=32",
+    "diff_pruning.stride=10",
+)
+QUICK_PROTOCOL = Protocol(samples=250, steps=10, reference=2_000, latency_rounds=8)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which recipes are run: methods x sizes x retraining x seeds, plus the dense model."""
+
+    task: str
+    methods: tuple[str, ...]
+    macs: tuple[float, ...] = ()  # MACs left, (0, 1]
+    ratios: tuple[float, ...] = ()  # channels removed, [0, 1)
+    seeds: tuple[int, ...] = (0,)
+    finetune_steps: tuple[int, ...] = (0,)  # optimizer steps; 0: no retraining
+    assignments: tuple[str, ...] = ()  # METHOD.KEY=VALUE, applied wherever the method occurs
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Every recipe once; the dense model comes first whether it was named or not.
+
+        Raises:
+            ValueError: unknown methods, settings or sizes, or nothing to compare.
+        """
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("--seeds: name at least one seed, and each once")
+        if any(steps < 0 for steps in self.finetune_steps) or not self.finetune_steps:
+            raise ValueError("--finetune-steps: whole numbers from 0 on")
+        subjects = [name for name in dict.fromkeys(self.methods) if name != "dense"]
+        changes = registry.parse_assignments(self.assignments, [*subjects, "dense", "finetune"])
+        found: list[Recipe] = [(Stage.of("dense"),)]
+        for name in subjects:
+            if registry.describe(name).card.get("role") == "recovery":
+                raise ValueError(f"{name} retrains what another method pruned: --finetune-steps")
+            for stage in self._sizes(name, changes.get(name, {})):
+                for steps in self.finetune_steps:
+                    found.append((stage, *self._retraining(steps, changes)))
+        registry.check_task(self.task, [*subjects, "dense"])
+        return tuple(found)
+
+    def _sizes(self, name: str, changes: registry.Settings) -> list[Stage]:
+        fields = set(registry.describe(name).defaults)
+        if not {"macs", "ratio"} <= fields or changes.keys() & {"macs", "ratio"}:
+            return [Stage.of(name, **changes)]
+        sizes = [{"macs": m} for m in self.macs] + [{"ratio": r} for r in self.ratios]
+        if not sizes:
+            raise ValueError(f"{name} needs a size: give --macs 0.75,0.5 or --ratios 0.3")
+        return [Stage.of(name, **(changes | size)) for size in sizes]
+
+    def _retraining(self, steps: int, changes: dict[str, registry.Settings]) -> tuple[Stage, ...]:
+        if steps == 0:
+            return ()
+        return (Stage.of("finetune", **(changes.get("finetune", {}) | {"steps": steps})),)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a sweep reads and writes."""
+
+    records: Path  # <task>/<recipe>/<seed>.json beneath
+    runs: Path  # models and images, beneath likewise
+    report: Path  # table.json, pareto.png, samples.png, report.html, journal.jsonl
+
+    @classmethod
+    def standard(cls) -> Places:
+        """The committed results."""
+        return cls(RESULTS, RUNS, ROOT / "build" / "comparison")
+
+    @classmethod
+    def under(cls, folder: Path) -> Places:
+        """Everything in one folder."""
+        return cls(folder / "records", folder / "runs", folder)
+
+    @property
+    def journal(self) -> Path:
+        return self.report / "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep did; `failures` are (recipe, seed, reason)."""
+
+    done: int
+    skipped: int
+    failures: tuple[tuple[str, int, str], ...]
+
+
+Progress = Callable[[int, int, str], None]  # runs finished, runs in all, the current one
+
+
+def run_sweep(
+    bench: Bench,
+    sweep: Sweep,
+    places: Places,
+    *,
+    same_code: bool = False,
+    progress: Progress = lambda *_: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Run what is not on disk yet, seed by seed.
+
+    A record that is whole and answers the same question is left alone; a damaged one is reported
+    and done again. With `same_code` a record made by other code of the harness or the method is
+    done again too. A recipe that a method refuses is reported and the others go on.
+    """
+    recipes = sweep.recipes()
+    total = len(recipes) * len(sweep.seeds)
+    done, skipped = 0, 0
+    failures: list[tuple[str, int, str]] = []
+
+    def note(event: str, recipe: Recipe, seed: int, **more: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"event": event, "recipe": registry.slug(recipe), "seed": seed, "date": now}
+        journal.append(places.journal, entry | more)
+
+    for seed in sweep.seeds:
+        for recipe in recipes:
+            slug = registry.slug(recipe)
+            finished = done + skipped + len(failures)
+            progress(finished, total, f"{slug}, seed {seed}")
+            path = record_path(places.records, sweep.task, recipe, seed)
+            if path.exists():
+                try:
+                    record = results.load(path) and read_record(path)
+                except ValueError as error:
+                    warn(f"{error}")
+                    note("damaged", recipe, seed)
+                else:
+                    current = is_current(record, bench, recipe, seed)
+                    made_by = record["provenance"]["code_sha256"]
+                    if current and not (same_code and made_by != code_sha256(recipe)):
+                        skipped += 1
+                        continue
+            note("start", recipe, seed)
+            try:
+                record = bench.run(recipe, seed, run_folder(places.runs, sweep.task, recipe, seed))
+            except ValueError as error:
+                failures.append((slug, seed, str(error)))
+                note("failed", recipe, seed, reason=str(error))
+                warn(f"{slug}, seed {seed}: {error}")
+                continue
+            write_record(path, record)
+            note("done", recipe, seed)
+            done += 1
+    progress(total, total, "")
+    return Outcome(done, skipped, tuple(failures))
+
+
+def sweep_table(sweep: Sweep, places: Places) -> results.Table:
+    """The table of this sweep's records, read back from disk.
+
+    Raises:
+        results.ResultsError: a record is damaged, or there is none.
+    """
+    paths = [
+        record_path(places.records, sweep.task, recipe, seed)
+        for recipe in sweep.recipes()
+        for seed in sweep.seeds
+    ]
+    return results.tabulate([results.load(path) for path in paths if path.exists()])
+
+
+def write_report(
+    sweep: Sweep,
+    places: Places,
+    table: results.Table,
+    failures: Sequence[tuple[str, int, str]] = (),
+    *,
+    committed: results.Table | None = None,
+) -> None:
+    """Write table.json, pareto.png, samples.png and report.html into `places.report`.
+
+    Rows of `table` are marked `measured now`; those of `committed` stand in a table of their own,
+    marked `committed result`, since their protocol is another one.
+    """
+    places.report.mkdir(parents=True, exist_ok=True)
+    data = {
+        "measured_now": table,
+        "committed": committed,
+        "failures": [{"recipe": r, "seed": s, "reason": why} for r, s, why in failures],
+    }
+    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    journal.write_text(places.report / "table.json", text)
+    report.draw_pareto(table, places.report / "pareto.png")
+    rows = first_images(sweep, places, table)
+    report.draw_samples(rows, places.report / "samples.png")
+    page = report.page(
+        table,
+        committed=committed,
+        failures=failures,
+        pareto=(places.report / "pareto.png").read_bytes(),
+        samples=(places.report / "samples.png").read_bytes(),
+    )
+    journal.write_text(places.report / "report.html", page)
+
+
+def first_images(
+    sweep: Sweep, places: Places, table: results.Table
+) -> list[tuple[results.Table, Tensor]]:
+    """(row, images (N, C, H, W)) of the first seed, in the table's order, where they are kept."""
+    folders = {
+        registry.slug(recipe): run_folder(places.runs, sweep.task, recipe, sweep.seeds[0])
+        for recipe in sweep.recipes()
+    }
+    found = []
+    for row in table["rows"]:
+        path = folders[row["slug"]] / "samples.safetensors"
+        if path.exists():
+            tensors, _ = read_tensors(path)
+            found.append((row, tensors["images"][:PICTURED]))
+    return found
+
+
+def quick_sweep(task: str) -> Sweep:
+    """What `make compare` runs."""
+    return Sweep(
+        task=task,
+        methods=QUICK_METHODS,
+        macs=QUICK_MACS,
+        finetune_steps=QUICK_FINETUNE,
+        assignments=QUICK_SETTINGS,
+    )
+
+
+def quick_protocol(precision: str) -> Protocol:
+    """How `make compare` measures."""
+    return replace(QUICK_PROTOCOL, precision=precision)

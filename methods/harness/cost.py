@@ -1,0 +1,117 @@
+"""What a compression step spends, seen from outside: the method does not have to count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass
+class Cost:
+    """Totals of one step of a recipe; complete when the `metered` block ends."""
+
+    seconds: float = 0.0  # wall clock
+    cpu_seconds: float = 0.0  # of this process, all threads
+    optimizer_steps: int = 0
+    denoiser_calls: int = 0  # forward passes of the denoiser, the teacher's included
+    denoiser_images: int = 0  # images in them
+    peak_memory_bytes: int = 0  # growth while it ran: resident set on a CPU, allocator on CUDA
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, times to the millisecond."""
+        fields = asdict(self)
+        return fields | {key: round(fields[key], 3) for key in ("seconds", "cpu_seconds")}
+
+
+@contextmanager
+def metered(denoiser: type[nn.Module], device: torch.device | str = "cpu") -> Iterator[Cost]:
+    """Fill a Cost while the block runs, by hooks on every module and optimizer of the process.
+
+    Calls count when the module's class is exactly `denoiser`. The hooks are global, so they see
+    models that a method builds for itself, and are gone when the block ends, also by an error.
+    """
+    cost = Cost()
+
+    def called(module: nn.Module, _: Any, output: Any) -> None:
+        if type(module) is denoiser:
+            cost.denoiser_calls += 1
+            cost.denoiser_images += _images(output)
+
+    def stepped(*_: Any) -> None:
+        cost.optimizer_steps += 1
+
+    hooks = [register_module_forward_hook(called), register_optimizer_step_post_hook(stepped)]
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        with _PeakMemory(torch.device(device)) as memory:
+            yield cost
+    finally:
+        cost.seconds = time.perf_counter() - wall
+        cost.cpu_seconds = time.process_time() - cpu
+        cost.peak_memory_bytes = memory.growth
+        for hook in hooks:
+            hook.remove()
+
+
+def _images(output: Any) -> int:
+    first = output if isinstance(output, Tensor) else output[0]
+    return int(first.shape[0])
+
+
+class _PeakMemory:
+    """Growth of memory above its value at entry, polled on a CPU and exact on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.growth = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._before = 0
+
+    def __enter__(self) -> _PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._before = self._now()
+        if self.device.type != "cuda":
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.growth = max(0, torch.cuda.max_memory_allocated(self.device) - self._before)
+            return
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _now(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.memory_allocated(self.device))
+        return int(psutil.Process().memory_info().rss)
+
+    def _look(self) -> None:
+        self.growth = max(self.growth, self._now() - self._before)
+
+    def _poll(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            self._look()

@@ -1,0 +1,566 @@
+"""One recipe on one task with one seed: compress, measure, record.
+
+The record is one JSON file whose path is its key. A method never grades itself: everything in the
+record but `notes` is measured here, against the dense model, in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods import registry
+from methods.registry import Recipe, Stage
+
+from . import measure, metrics
+from .checkpoint import load_base, read_tensors, save_pruned, write_tensors
+from .cost import metered
+from .data import Splits, cache_folder, fashion_mnist
+from .features import FEATURE_PROTOCOL, lite0_features
+from .journal import write_text
+from .pipeline import Pipeline, Task
+from .sample import DTYPES, sample
+
+Record = dict[str, Any]
+Report = Callable[[str], None]
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "methods" / "results"
+RUNS = ROOT / "build" / "runs"
+NOISE = "quality/noise"
+KEPT_IMAGES = 64  # images of a run that are kept for pictures
+_NOTE_LIMIT = 600  # characters of JSON; longer notes stay in the model folder
+_KERNEL_BLOCKS = 10
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Where a task's images come from."""
+
+    load: Callable[[], Splits]
+    reference: str  # what the held-out reference is, for the record
+
+
+TASKS = {"fashion_unet": TaskData(fashion_mnist, "Fashion-MNIST test images")}
+
+
+def default_precision() -> str:
+    """bf16 where the CPU computes with it, else fp32: emulated bf16 is many times slower."""
+    flags = measure.system_info()["cpu_flags"]
+    native = {"amx_bf16", "avx512_bf16", "bf16"} & set(flags)
+    return "bf16" if native or torch.cuda.is_available() else "fp32"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a run is measured; figures of different protocols do not belong in one table."""
+
+    samples: int = 5_000
+    steps: int = 20  # sampling steps
+    precision: str = "bf16"  # of the denoiser while sampling and timing
+    reference: int = 10_000  # held-out images, the first of the split
+    latency_batch: int = 16
+    latency_rounds: int = 20
+    latency_threads: int = 1
+
+    def __post_init__(self) -> None:
+        least = 2 * _KERNEL_BLOCKS
+        for name, low in (("samples", least), ("reference", least), ("steps", 1)):
+            value = getattr(self, name)
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, not {value}")
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision must be bf16 or fp32, not {self.precision!r}")
+        if min(self.latency_batch, self.latency_rounds, self.latency_threads) < 1:
+            raise ValueError("latency needs at least one image, round and thread")
+
+    def record(self, reference: str) -> Record:
+        """What stands beside the figures; equal protocols give equal records."""
+        return {
+            "sampler": "ddim, eta 0",
+            "steps": self.steps,
+            "guidance": None,
+            "samples": self.samples,
+            "noise": f"generator {NOISE!r} of the run's seed",
+            "precision": self.precision,
+            "features": dict(FEATURE_PROTOCOL),
+            "reference": {"set": reference, "size": self.reference},
+            "latency": {
+                "batch": self.latency_batch,
+                "rounds": self.latency_rounds,
+                "threads": self.latency_threads,
+            },
+        }
+
+
+def record_path(root: Path, task: str, recipe: Recipe, seed: int) -> Path:
+    """Path = key: root/<task>/<recipe>/<seed>.json."""
+    return root / task / registry.slug(recipe) / f"{seed}.json"
+
+
+def run_folder(root: Path, task: str, recipe: Recipe, seed: int) -> Path:
+    """Where the model and the first images of a run go."""
+    return root / task / registry.slug(recipe) / str(seed)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write the JSON atomically; nan and infinity are refused."""
+    write_text(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """A whole record.
+
+    Raises:
+        ValueError: the file is cut, is not JSON or was not written by `write_record`.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors both are
+        raise ValueError(f"{path}: damaged result ({error}); run it again") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "quality" not in record:
+        raise ValueError(f"{path}: not a result of this harness (schema {SCHEMA}); run it again")
+    return record
+
+
+def is_current(record: Record, bench: Bench, recipe: Recipe, seed: int) -> bool:
+    """Whether a record answers exactly this question, so that it need not be run again."""
+    return bool(
+        record["recipe"] == recipe_record(recipe)
+        and record["task"] == bench.task
+        and record["seed"] == seed
+        and record["protocol"] == bench.protocol_record
+        and record["provenance"]["base_sha256"] == bench.dense_sha256
+    )
+
+
+def recipe_record(recipe: Recipe) -> list[Record]:
+    """The recipe as JSON, every field of every Config written out."""
+    return [{"method": stage.method, "config": dict(stage.settings)} for stage in recipe]
+
+
+class Bench:
+    """A task's dense model and reference, loaded once for many runs."""
+
+    def __init__(
+        self,
+        task: str,
+        protocol: Protocol,
+        *,
+        model: str | None = None,
+        device: str = "cpu",
+        report: Report = lambda _: None,
+    ) -> None:
+        """Load the dense model and the data.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown task, or a model that cannot be loaded.
+        """
+        if task not in TASKS:
+            raise ValueError(registry.unknown(f"task {task!r}", task, TASKS))
+        self.task = task
+        self.protocol = protocol
+        self.report = report
+        self.base = _base_name(task, model)
+        report(f"load {self.base}")
+        self.dense = load_base(task if model is None else model).to(device)
+        self.dense.denoiser.eval().requires_grad_(True)
+        self.dense_sha256 = tensors_sha256(self.dense.denoiser)
+        self.splits = TASKS[task].load()
+        held_out = len(self.splits.reference)
+        if protocol.reference > held_out:
+            raise ValueError(f"reference={protocol.reference}: the split holds {held_out} images")
+        self._dense_images: dict[int, Tensor] = {}
+        self._dense_features: dict[int, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.dense.device
+
+    @cached_property
+    def protocol_record(self) -> Record:
+        return self.protocol.record(TASKS[self.task].reference)
+
+    @cached_property
+    def reference_features(self) -> Tensor:
+        """Features of the held-out images, (N, 1280), cached on disk."""
+        images = self.splits.reference.images[: self.protocol.reference]
+        key = {"features": dict(FEATURE_PROTOCOL), "images": _tensor_sha256(images)}
+
+        def compute() -> dict[str, Tensor]:
+            self.report(f"features of {len(images)} reference images (kept for next time)")
+            return {"features": lite0_features(images, device=self.device)}
+
+        return _cached("reference", key, compute)["features"]
+
+    @cached_property
+    def reference_stats(self) -> metrics.FeatureStats:
+        return metrics.feature_stats(self.reference_features)
+
+    def noise(self, seed: int) -> Tensor:
+        """The noise that dense and pruned start from, (N, C, H, W)."""
+        return self.task_at(seed).noise(self.protocol.samples, NOISE)
+
+    def task_at(self, seed: int) -> Task:
+        return Task(name=self.task, dense=self.dense, splits=self.splits, seed=seed)
+
+    def dense_images(self, seed: int) -> Tensor:
+        """Images of the dense model, cached on disk by weights, protocol and seed."""
+        return self._dense(seed)["images"]
+
+    def _dense(self, seed: int) -> dict[str, Tensor]:
+        protocol = self.protocol
+        if seed not in self._dense_images:
+            key = {
+                "base": self.dense_sha256,
+                "scheduler": _scheduler_settings(self.dense),
+                "steps": protocol.steps,
+                "samples": protocol.samples,
+                "precision": protocol.precision,
+                "device": self.device.type,
+                "features": dict(FEATURE_PROTOCOL),
+                "noise": _tensor_sha256(self.noise(seed)[:1]),
+                "seed": seed,
+            }
+
+            def compute() -> dict[str, Tensor]:
+                images = self._sample(self.dense, seed, "the dense model")
+                return {
+                    "images": images,
+                    "features": lite0_features(images, device=self.device),
+                }
+
+            found = _cached("dense", key, compute)
+            self._dense_images[seed] = found["images"]
+            self._dense_features[seed] = found["features"]
+        return {"images": self._dense_images[seed], "features": self._dense_features[seed]}
+
+    def _sample(self, pipe: Pipeline, seed: int, what: str) -> Tensor:
+        protocol = self.protocol
+        self.report(f"sample {protocol.samples} images from {what}, {protocol.steps} steps each")
+        return sample(
+            pipe,
+            self.noise(seed),
+            protocol.steps,
+            precision=protocol.precision,  # type: ignore[arg-type]
+        )
+
+    def run(self, recipe: Recipe, seed: int = 0, folder: Path | None = None) -> Record:
+        """Apply the recipe to a private copy and measure what comes out.
+
+        `folder`, if given, receives the pruned model (`model/`) and the first images
+        (`samples.safetensors`).
+
+        Raises:
+            ValueError: a method refuses the model or the request, or breaks the contract.
+        """
+        registry.check_task(self.task, [stage.method for stage in recipe])
+        task = self.task_at(seed)
+        pipe = self.dense.private_copy()
+        costs, notes = [], []
+        for stage in recipe:
+            self.report(f"compress: {stage.method}")
+            pipe, cost, note = self._apply(stage, pipe, task)
+            costs.append({"method": stage.method, **cost})
+            notes.append({"method": stage.method, **note})
+        pipe.denoiser.eval()
+        self._check_contract(pipe)
+
+        inputs = task.example_inputs(self.protocol.latency_batch)
+        size, macs = self._size(pipe, task)
+        self.report("time dense and pruned in turn")
+        latency = self._latency(pipe, inputs, macs)
+        memory = self._memory(pipe, inputs)
+        images, quality = self._quality(pipe, seed)
+        if folder is not None:
+            save_pruned(pipe, folder / "model", self.base, {"seed": seed, "stages": notes})
+            write_tensors(folder / "samples.safetensors", {"images": images[:KEPT_IMAGES]}, {})
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "slug": registry.slug(recipe),
+            "recipe": recipe_record(recipe),
+            "seed": seed,
+            "size": size,
+            "latency": latency,
+            "memory": memory,
+            "quality": quality,
+            "protocol": self.protocol_record,
+            "cost": costs,
+            "notes": [_brief(note) for note in notes],
+            "provenance": {
+                "command": self._command(recipe, seed),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                **git_state(),
+                "code_sha256": code_sha256(recipe),
+                "base": self.base,
+                "base_sha256": self.dense_sha256,
+                "system": measure.system_info(),
+            },
+        }
+
+    def _apply(self, stage: Stage, pipe: Pipeline, task: Task) -> tuple[Pipeline, Record, Record]:
+        module = registry.load(stage.method)
+        config = module.Config(**stage.settings)
+        try:
+            with metered(type(pipe.denoiser), self.device) as cost:
+                pipe, notes = module.compress(pipe, task, config)
+        except (ValueError, FloatingPointError) as error:
+            raise ValueError(f"{stage.method}: {error}") from error
+        return pipe, cost.record(), notes
+
+    def _check_contract(self, pipe: Pipeline) -> None:
+        if tensors_sha256(self.dense.denoiser) != self.dense_sha256:
+            raise ValueError("the recipe changed the dense model, which every row is compared with")
+        own = {p.data_ptr() for p in pipe.denoiser.parameters()}
+        if own & {p.data_ptr() for p in self.dense.denoiser.parameters()}:
+            raise ValueError("the recipe returned tensors of the dense model instead of a copy")
+        check_bare(pipe.denoiser)
+
+    def _size(self, pipe: Pipeline, task: Task) -> tuple[Record, tuple[measure.Macs, measure.Macs]]:
+        inputs = task.example_inputs(1)
+        pair = {"dense": self.dense.denoiser, "pruned": pipe.denoiser}
+        macs = {name: measure.count_macs(model, inputs) for name, model in pair.items()}
+        sizes = {
+            name: {
+                "params": measure.count_params(model),
+                "nonzero_params": measure.count_nonzero(model),
+                "weight_bytes": measure.weight_bytes(model),
+                "macs": macs[name].conv_linear,
+                "macs_with_attention": macs[name].total,
+            }
+            for name, model in pair.items()
+        }
+        return {**sizes["pruned"], "dense": sizes["dense"]}, (macs["dense"], macs["pruned"])
+
+    def _latency(
+        self, pipe: Pipeline, inputs: Record, macs: tuple[measure.Macs, measure.Macs]
+    ) -> Record:
+        # Not channels-last: GroupNorm is so much slower there that the whole U-Net is.
+        protocol = self.protocol
+        timings = measure.time_denoisers(
+            {"dense": self.dense.denoiser, "pruned": pipe.denoiser},
+            inputs,
+            rounds=protocol.latency_rounds,
+            threads=protocol.latency_threads,
+            device=self.device,
+            dtype=DTYPES[protocol.precision],
+        )
+        gain = measure.speedup(timings["dense"], timings["pruned"], *macs)
+        return {
+            "batch": protocol.latency_batch,
+            "threads": protocol.latency_threads,
+            "precision": protocol.precision,
+            "device": self.device.type,
+            "speedup_cpu": round(gain.cpu, 4),
+            "speedup_wall": round(gain.wall, 4),
+            "fewer_macs_but_slower": gain.fewer_macs_but_slower,
+            **{
+                name: {
+                    "cpu_seconds": [round(s, 6) for s in timing.cpu.rounds],
+                    "wall_seconds": [round(s, 6) for s in timing.wall.rounds],
+                }
+                for name, timing in timings.items()
+            },
+        }
+
+    def _memory(self, pipe: Pipeline, inputs: Record) -> Record:
+        def peak(model: nn.Module) -> int:
+            def step() -> None:
+                with torch.no_grad():
+                    model(**inputs)
+
+            return measure.peak_memory(step, device=self.device)
+
+        return {
+            "what": "activations of one sampling step in fp32, weights not included",
+            "batch": self.protocol.latency_batch,
+            "peak_bytes": peak(pipe.denoiser),
+            "dense_peak_bytes": peak(self.dense.denoiser),
+        }
+
+    def _quality(self, pipe: Pipeline, seed: int) -> tuple[Tensor, Record]:
+        dense = self._dense(seed)
+        if self._is_dense(pipe):
+            images, features = dense["images"], dense["features"]
+        else:
+            images = self._sample(pipe, seed, "the pruned model")
+            features = lite0_features(images, device=self.device)
+        self.report("compare with the reference and with the dense model's images")
+        reference = self.reference_features
+        quality = {
+            "frechet": metrics.frechet_distance(
+                metrics.feature_stats(features), self.reference_stats
+            ),
+            "kernel": metrics.kernel_distance(features, reference),
+            "kernel_standard_error": metrics.kernel_distance_error(
+                features, reference, blocks=_KERNEL_BLOCKS
+            ),
+            "mse_to_dense": metrics.same_noise_mse(images, dense["images"]),
+            "ssim_to_dense": metrics.ssim(images, dense["images"]),
+        }
+        return images, quality
+
+    def _is_dense(self, pipe: Pipeline) -> bool:
+        return (
+            tensors_sha256(pipe.denoiser) == self.dense_sha256
+            and pipe.steps == self.dense.steps
+            and _scheduler_settings(pipe) == _scheduler_settings(self.dense)
+        )
+
+    def _command(self, recipe: Recipe, seed: int) -> str:
+        words = ["python", "-m", "methods", "run", *registry.arguments(recipe)]
+        words += ["--task", self.task, "--seed", str(seed)]
+        for option in ("samples", "steps", "reference", "precision"):
+            words += [f"--{option}", str(getattr(self.protocol, option))]
+        if self.base != self.task:
+            words += ["--model", self.base]
+        return " ".join(words)
+
+
+def run(
+    task: str,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    model: str | None = None,
+    protocol: Protocol | None = None,
+    folder: Path | None = None,
+    device: str = "cpu",
+    report: Report = lambda _: None,
+) -> Record:
+    """Load the task's base (or `model`), apply the recipe and return the record of it."""
+    protocol = protocol or replace(Protocol(), precision=default_precision())
+    bench = Bench(task, protocol, model=model, device=device, report=report)
+    return bench.run(recipe, seed, folder)
+
+
+# --- contract --------------------------------------------------------------------------------
+
+
+def check_bare(model: nn.Module) -> None:
+    """Raise ValueError where a method left hooks, parametrizations, wrappers or bad numbers."""
+    for name, module in model.named_modules():
+        where = name or type(module).__name__
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        if any(hooks):
+            raise ValueError(f"{where}: a hook was left on the module; bake masks in")
+        if "parametrizations" in module._modules:
+            raise ValueError(f"{where}: a parametrization was left on the module; bake masks in")
+        if "forward" in vars(module):
+            raise ValueError(f"{where}: forward was replaced on the instance")
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+
+
+def tensors_sha256(model: nn.Module) -> str:
+    """Hash of all tensors of a model: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_raw(tensor))
+    return digest.hexdigest()
+
+
+def _tensor_sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + _raw(tensor)).hexdigest()
+
+
+def _raw(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+# --- provenance ------------------------------------------------------------------------------
+
+
+def git_state() -> Record:
+    """Commit and whether tracked files differ from it; nulls outside a git checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            result = subprocess.run(
+                ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def code_sha256(recipe: Recipe) -> str:
+    """Hash of the harness and of the recipe's method files."""
+    files = sorted((ROOT / "methods" / "harness").glob("*.py"))
+    files += sorted({ROOT / "methods" / f"{stage.method}.py" for stage in recipe})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _base_name(task: str, model: str | None) -> str:
+    """What a record may say about the base: a hub id or a folder's name, never a whole path."""
+    if model is None:
+        return task
+    return Path(model).resolve().name if os.path.isdir(model) else model  # noqa: PTH112
+
+
+def _scheduler_settings(pipe: Pipeline) -> Record:
+    config = dict(pipe.scheduler.config)
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _brief(note: Record) -> Record:
+    """Notes short enough for a record: number series become their ends, long ones are named."""
+    short: Record = {}
+    omitted = []
+    for key, value in note.items():
+        if len(json.dumps(value)) <= _NOTE_LIMIT:
+            short[key] = value
+        elif isinstance(value, list) and all(type(v) in (int, float) for v in value):
+            short[key] = {"count": len(value), "first": value[0], "last": value[-1]}
+            short[key] |= {"min": min(value), "max": max(value)}
+        else:
+            omitted.append(key)
+    if omitted:
+        short["only_in_model_folder"] = omitted
+    return short
+
+
+# --- cache -----------------------------------------------------------------------------------
+
+
+def _cached(kind: str, key: Record, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from the cache folder, or computed and kept; a damaged file is computed again."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    name = hashlib.sha256(text.encode()).hexdigest()[:24]
+    path = cache_folder() / "measured" / f"{kind}-{name}.safetensors"
+    with contextlib.suppress(OSError, ValueError):  # absent or damaged
+        tensors, note = read_tensors(path)
+        if note.get("key") == text:
+            return tensors
+    tensors = compute()
+    with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else
+        write_tensors(path, tensors, {"key": text})
+    return tensors
