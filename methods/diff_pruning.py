@@ -139,7 +139,7 @@ def accumulate_gradients(
         below = losses[-1] < threshold * highest
         if below and not include_last:
             break
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if below:
             break
     return losses

@@ -139,7 +139,7 @@ def _load_arrays() -> Arrays:
             arrays = read()
             _check(arrays)
         except (OSError, ValueError, KeyError, RuntimeError, subprocess.SubprocessError) as error:
-            failures.append(f"{name}: {str(error).splitlines()[0] if str(error) else error!r}")
+            failures.append(f"{name}: {(str(error) or repr(error)).splitlines()[0]}")
             continue
         if name != "cache":
             _write_cache(cached, arrays)
@@ -167,7 +167,7 @@ def _read_cache(path: Path) -> Arrays:
     if not path.is_file():
         raise FileNotFoundError("empty")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in _SHA256}
     except Exception as error:  # numpy raises zipfile, zlib and value errors on damaged files
         raise ValueError(f"damaged file {path.name} ({type(error).__name__})") from error

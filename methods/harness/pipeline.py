@@ -46,6 +46,11 @@ class Pipeline:
         return replace(self, edits=(*self.edits, edit))
 
     @property
+    def config(self) -> Any:
+        """The denoiser's architecture as diffusers records it; widths are those before any cut."""
+        return self.denoiser.config
+
+    @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
@@ -98,7 +103,7 @@ class Task:
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the denoiser works on."""
-        config = self.dense.denoiser.config
+        config = self.dense.config
         return (config.in_channels, config.sample_size, config.sample_size)
 
     @property

@@ -268,8 +268,10 @@ def replay(model: nn.Module, edits: Sequence[Edit]) -> None:
         ValueError: an edit is malformed or does not fit the model.
     """
     for edit in edits:
-        if edit.get("op") != "cut" or not isinstance(edit.get("keep"), dict):
-            raise ValueError(f"unknown edit {edit.get('op')!r}")
+        if not isinstance(edit, dict) or edit.get("op") != "cut":
+            raise ValueError(f"unknown edit {str(edit)[:60]!r}")
+        if not isinstance(edit.get("keep"), dict):
+            raise ValueError("a cut without its kept channels (keep)")
         cut_channels(model, edit["keep"], edit.get("rule", ""))
 
 
