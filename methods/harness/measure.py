@@ -223,7 +223,7 @@ def time_denoisers(
         # diffusers' own ``to`` logs a warning for every cast, whether or not one is needed.
         nn.Module.to(clone, device=device, dtype=dtype)
         if channels_last:
-            clone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            clone.to(memory_format=torch.channels_last)
 
         def forward() -> None:
             with torch.inference_mode():
@@ -329,11 +329,11 @@ def peak_memory(fn: Callable[[], object], *, device: torch.device | str = "cpu")
     return live.peak
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveBytes(TorchDispatchMode):
     """Follows storages that operations create, by weak references."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak = 0
         # A weak reference keeps a storage's address from being reused, so it can serve as the key.
         self._given: dict[int, StorageWeakRef] = {}
@@ -352,7 +352,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if result is not NotImplemented:
             return result
         result = func(*args, **kwargs)
-        gone = [key for key, (ref, _) in self._made.items() if ref.expired()]  # type: ignore[no-untyped-call]
+        gone = [key for key, (ref, _) in self._made.items() if ref.expired()]
         for key in gone:
             del self._made[key]
         for tensor in _strided(result):
@@ -364,7 +364,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _reference(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _strided(tree: Any) -> Iterator[Tensor]:
