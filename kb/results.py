@@ -19,7 +19,9 @@ SAME_SIZE = 0.02  # rows whose MACs differ by at most this fraction of dense are
 CONFIDENCE = 0.95
 # What a paired comparison is drawn for; lower is better in both.
 COMPARED = ("frechet", "kernel")
+_METRICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _RECOVERY = "finetune"
+_FASTER = 1.01  # below this a speed-up is none: repeated timings differ by as much
 
 Table = dict[str, Any]
 
@@ -185,13 +187,18 @@ def records(task: str, root: Path = ROOT) -> tuple[Record, ...]:
 # --- table -----------------------------------------------------------------------------------
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("recipe", "recipe", "methods in the order in which they were applied, with their settings"),
+    ("recipe", "method", "methods in the order in which they were applied, with what was changed"),
+    ("seeds", "seeds", "number of runs, each with its own noise, batches and random scores"),
     ("macs_fraction", "MACs left", "convolution and linear MACs, of the dense model's; achieved"),
     ("params", "params", "parameters of the denoiser, zeros included"),
     ("nonzero_fraction", "non-zero", "parameters that are not zero, of the dense model's"),
     ("optimizer_steps", "retraining", "optimizer steps of the whole recipe"),
-    ("frechet", "Fréchet ↓", "Fréchet distance to the held-out reference: mean over seeds"),
-    ("kernel", "kernel ↓", "kernel distance (unbiased MMD²) to the reference: mean over seeds"),
+    (
+        "frechet",
+        "Fréchet ↓",
+        "Fréchet distance to the held-out reference: mean (least–most) over seeds",
+    ),
+    ("kernel", "kernel ↓", "kernel distance (unbiased MMD²) to the reference: mean (least–most)"),
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
     ("cost_seconds", "cost s", "wall-clock seconds of pruning and retraining, mean over seeds"),
@@ -221,6 +228,7 @@ def tabulate(found: Sequence[Record]) -> Table:
     for record in found:
         by_slug.setdefault(record.slug, []).append(record)
     rows = [_row(group) for group in by_slug.values()]
+    _tell_apart(rows)
     rows.sort(key=lambda r: (r["optimizer_steps"], -r["macs_fraction"], r["method"], r["slug"]))
     comparisons = _comparisons(rows, by_slug)
     _rank(rows, comparisons)
@@ -270,6 +278,7 @@ def _row(group: Sequence[Record]) -> Table:
     first = group[0]
     dense = first.size.dense
     method, request = _request(first)
+    gain = _spread(_decisive(record.latency) for record in group)
     return {
         "slug": first.slug,
         "recipe": _label(first),
@@ -288,9 +297,9 @@ def _row(group: Sequence[Record]) -> Table:
         "kernel_standard_error": statistics.fmean(r.quality.kernel_standard_error for r in group),
         "ssim": _spread(record.quality.ssim_to_dense for record in group),
         "mse": _spread(record.quality.mse_to_dense for record in group),
-        "speedup": _spread(_decisive(record.latency) for record in group),
+        "speedup": gain,
         "speedup_wall": _spread(record.latency.speedup_wall for record in group),
-        "slower_with_fewer_macs": any(record.latency.fewer_macs_but_slower for record in group),
+        "no_faster": first.macs_fraction < 1 and gain["mean"] < _FASTER,
         "peak_memory_fraction": statistics.fmean(
             record.memory.peak_bytes / record.memory.dense_peak_bytes for record in group
         ),
@@ -318,8 +327,32 @@ def _request(record: Record) -> tuple[str, str]:
 
 
 def _label(record: Record) -> str:
-    """The slug for people: `diff_pruning macs0.75 + finetune steps40`."""
-    return " + ".join(part.replace("-", " ") for part in record.slug.split("+"))
+    """Method names with changed settings; size and retraining have columns of their own."""
+    words = []
+    for part in record.slug.split("+"):
+        name, *settings = part.split("-")
+        if name == _RECOVERY and len(record.recipe) > 1:
+            continue
+        shown = [word for word in settings if not word.startswith(("macs", "ratio"))]
+        words.append(" ".join([name, *shown]))
+    return " + ".join(words)
+
+
+def _tell_apart(rows: Sequence[Table]) -> None:
+    """Rows that would read the same get their whole slug."""
+    seen: dict[tuple[Any, ...], list[Table]] = {}
+    for row in rows:
+        key = (row["recipe"], size_cell(row), row["optimizer_steps"])
+        seen.setdefault(key, []).append(row)
+    for alike in seen.values():
+        if len(alike) > 1:
+            for row in alike:
+                row["recipe"] = row["slug"]
+
+
+def size_cell(row: Table) -> str:
+    """MACs left, as a cell shows them."""
+    return f"{100 * row['macs_fraction']:.1f} %"
 
 
 def _spread(values: Iterable[float]) -> Table:
@@ -428,12 +461,14 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
         f"Fréchet distance is biased upwards for few samples ({samples} here): compare within "
         "this table only.",
         "A rank is claimed only where the paired difference over seeds has a 95 % interval that "
-        "excludes zero; = marks ties. With one seed everything is a tie.",
+        "excludes zero (not corrected for the number of pairs); = marks ties. With one seed "
+        "everything is a tie.",
         "Speed-up is the ratio of CPU time with one thread, medians of interleaved rounds.",
     ]
-    slower = [row["recipe"] for row in rows if row["slower_with_fewer_macs"]]
-    if slower:
-        notes.append("Fewer MACs but slower: " + "; ".join(slower) + ".")
+    stuck = [row for row in rows if row["no_faster"]]
+    if stuck:
+        names = (f"{row['recipe']} at {size_cell(row)}" for row in stuck)
+        notes.append("Fewer MACs but no faster (!): " + "; ".join(dict.fromkeys(names)) + ".")
     zeroed = [
         row["recipe"]
         for row in rows
@@ -441,7 +476,9 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     ]
     if zeroed:
         notes.append(
-            "Zeros in dense tensors save neither MACs nor time: " + "; ".join(zeroed) + "."
+            "Zeros in dense tensors save neither MACs nor time: "
+            + "; ".join(dict.fromkeys(zeroed))
+            + "."
         )
     systems = {str(r.provenance.system.get("cpu")) for r in found}
     if len(systems) > 1:
@@ -456,27 +493,31 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
 
 def cells(row: Table) -> dict[str, str]:
     """What each column of a row shows, in the order of `COLUMNS`."""
-    speed = f"{row['speedup']['mean']:.2f}×"
     return {
         "recipe": row["recipe"],
-        "macs_fraction": f"{100 * row['macs_fraction']:.1f} %",
+        "seeds": str(len(row["seeds"])),
+        "macs_fraction": size_cell(row),
         "params": f"{row['params'] / 1e6:.2f} M",
         "nonzero_fraction": f"{100 * row['nonzero_fraction']:.1f} %",
         "optimizer_steps": str(row["optimizer_steps"]),
-        "frechet": _figure(row["frechet"], 1),
-        "kernel": _figure(row["kernel"], 3),
-        "ssim": _figure(row["ssim"], 3),
-        "speedup": speed + (" slower!" if row["slower_with_fewer_macs"] else ""),
+        "frechet": _figure(row["frechet"]),
+        "kernel": _figure(row["kernel"]),
+        "ssim": f"{row['ssim']['mean']:.3f}",
+        "speedup": f"{row['speedup']['mean']:.2f}×{' !' if row['no_faster'] else ''}",
         "cost_seconds": f"{row['cost_seconds']:.1f}",
         "rank": row["rank"] or "–",
     }
 
 
-def _figure(spread: Table, digits: int) -> str:
+def _figure(spread: Table) -> str:
+    """Mean, and the range where there is one, with as many digits as the size is worth."""
+    digits = 0 if abs(spread["mean"]) >= 1000 else 1 if abs(spread["mean"]) >= 100 else 3
+    if 10 <= abs(spread["mean"]) < 100:
+        digits = 2
     mean = f"{spread['mean']:.{digits}f}"
     if spread["n"] == 1:
         return mean
-    return f"{mean} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f}, n={spread['n']})"
+    return f"{mean} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f})"
 
 
 def protocol_line(protocol: Table) -> str:
@@ -497,11 +538,14 @@ def claim(pair: Table) -> str:
     if interval:
         numbers += f", {CONFIDENCE:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     numbers += f", n={len(pair['seeds'])}"
+    where = f"At {100 * pair['macs_fraction']:.0f} % MACs"
+    if pair["optimizer_steps"]:
+        where += f" and {pair['optimizer_steps']} steps of retraining"
     a, b = pair["a_label"], pair["b_label"]
     if pair["better"] == "tie":
-        return f"{pair['metric']}: {a} and {b} tie ({numbers})"
+        return f"{where}, by {_METRICS[pair['metric']]}: {a} and {b} tie ({numbers})"
     first, second = (a, b) if pair["better"] == "a" else (b, a)
-    return f"{pair['metric']}: {first} is better than {second} ({numbers})"
+    return f"{where}, by {_METRICS[pair['metric']]}: {first} is better than {second} ({numbers})"
 
 
 def text(data: Table) -> str:

@@ -168,7 +168,7 @@ def compare(
     elif standard and model is None and device == "cpu":
         places = harness.Places.standard()
     else:
-        places = harness.Places.under(harness.ROOT / "build" / "comparison")
+        places = harness.Places.under(harness.COMPARISON)
     with progress(quiet=as_json) as (moved, said):
         bench = Bench(task, protocol, model=model, device=device, report=said)
         outcome = harness.run_sweep(bench, sweep, places, same_code=quick, progress=moved, warn=say)
@@ -264,7 +264,7 @@ def sample(
         if chosen not in DTYPES:
             raise ValueError(f"--precision is bf16 or fp32, not {chosen!r}")
     pipe = load_base(folder).to(device)
-    config = pipe.denoiser.config
+    config: Any = pipe.denoiser.config
     shape = (count, config.in_channels, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     images = draw(pipe, noise, steps, precision=chosen)  # type: ignore[arg-type]
@@ -291,8 +291,12 @@ def _protocol(
 
     chosen = precision or default_precision()
     protocol = quick_protocol(chosen) if quick else Protocol(precision=chosen)
-    given = {"samples": samples, "steps": steps, "reference": reference}
-    protocol = replace(protocol, **{k: v for k, v in given.items() if v is not None})
+    protocol = replace(
+        protocol,
+        samples=protocol.samples if samples is None else samples,
+        steps=protocol.steps if steps is None else steps,
+        reference=protocol.reference if reference is None else reference,
+    )
     return protocol, protocol == Protocol()
 
 

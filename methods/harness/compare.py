@@ -36,6 +36,7 @@ from .run import (
 )
 
 QUICK = ROOT / "build" / "compare"
+COMPARISON = ROOT / "build" / "comparison"
 PICTURED = 12  # images a row of the sample grid
 
 # `make compare`: small enough for two slow cores and a few minutes. Its figures are noisy and its
@@ -111,7 +112,7 @@ class Places:
     @classmethod
     def standard(cls) -> Places:
         """The committed results."""
-        return cls(RESULTS, RUNS, ROOT / "build" / "comparison")
+        return cls(RESULTS, RUNS, COMPARISON)
 
     @classmethod
     def under(cls, folder: Path) -> Places:
@@ -163,12 +164,11 @@ def run_sweep(
     for seed in sweep.seeds:
         for recipe in recipes:
             slug = registry.slug(recipe)
-            finished = done + skipped + len(failures)
-            progress(finished, total, f"{slug}, seed {seed}")
             path = record_path(places.records, sweep.task, recipe, seed)
             if path.exists():
                 try:
-                    record = results.load(path) and read_record(path)
+                    results.load(path)  # every field is there and the path is its key
+                    record = read_record(path)
                 except ValueError as error:
                     warn(f"{error}")
                     note("damaged", recipe, seed)
@@ -178,6 +178,7 @@ def run_sweep(
                     if current and not (same_code and made_by != code_sha256(recipe)):
                         skipped += 1
                         continue
+            progress(done + skipped + len(failures), total, f"{slug}, seed {seed}")
             note("start", recipe, seed)
             try:
                 record = bench.run(recipe, seed, run_folder(places.runs, sweep.task, recipe, seed))

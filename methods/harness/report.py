@@ -26,7 +26,8 @@ Table = results.Table
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#222222"
-_PIXELS = 3  # screen pixels a pixel of a sample
+_SIDE = 84  # least screen pixels of a sample's height: three lines of caption beside it
+_DODGE = 0.7  # per cent of MACs between the points of two methods of one size
 
 
 def draw_pareto(table: Table, path: Path) -> None:
@@ -47,7 +48,7 @@ def _pareto(table: Table) -> Figure:
         _panel(axes, [row for row in shown if row["optimizer_steps"] == budget], methods, dense)
         steps = f"{budget} optimizer steps of retraining" if budget else "no retraining"
         axes.set_title(steps, fontsize=10, color=_INK)
-        axes.set_xlabel("MACs left, % of dense")
+        axes.set_xlabel("MACs left, % of dense (equal sizes drawn side by side)")
     values = [r["frechet"]["mean"] for r in table["rows"]]
     if min(values) > 0 and max(values) / min(values) > 4:
         panels[0].set_yscale("log")
@@ -81,7 +82,7 @@ def _sparse_minor(ratio: float) -> Any:
 def _panel(axes: Any, rows: Sequence[Table], methods: Sequence[str], dense: Table | None) -> None:
     if dense is not None:
         axes.axhline(
-            dense["frechet"]["mean"], color=_INK, linewidth=1, linestyle="--", label="dense"
+            dense["frechet"]["mean"], color=_INK, linewidth=1, linestyle="--", label="dense (100 %)"
         )
     for index, method in enumerate(methods):
         points = sorted(
@@ -92,10 +93,12 @@ def _panel(axes: Any, rows: Sequence[Table], methods: Sequence[str], dense: Tabl
         mean = np.array([row["frechet"]["mean"] for row in points])
         low = np.array([row["frechet"]["min"] for row in points])
         high = np.array([row["frechet"]["max"] for row in points])
+        aside = (index - (len(methods) - 1) / 2) * _DODGE
+        repeated = any(row["frechet"]["n"] > 1 for row in points)
         axes.errorbar(
-            [100 * row["macs_fraction"] for row in points],
+            [100 * row["macs_fraction"] + aside for row in points],
             mean,
-            yerr=[mean - low, high - mean],
+            yerr=[mean - low, high - mean] if repeated else None,
             color=_COLOURS[index % len(_COLOURS)],
             marker=_MARKERS[index % len(_MARKERS)],
             markersize=7,
@@ -104,6 +107,7 @@ def _panel(axes: Any, rows: Sequence[Table], methods: Sequence[str], dense: Tabl
             capsize=3,
             label=method,
         )
+    axes.margins(x=0.12)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -129,9 +133,10 @@ def _samples(rows: Sequence[tuple[Table, Tensor]]) -> Figure:
         return figure
     count = max(len(images) for _, images in rows)
     height, width = rows[0][1].shape[-2:]
-    dpi, label, gap = 130, 250, 4
-    line = max(height * _PIXELS + gap, 44)
-    size = (label + count * (width * _PIXELS + gap), len(rows) * line + 30)
+    scale = max(1, -(-_SIDE // height))
+    dpi, label, gap = 130, 230, 4
+    line = height * scale + gap
+    size = (label + count * (width * scale + gap), len(rows) * line + 30)
     figure = Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi)
     figure.patch.set_facecolor("white")
     figure.text(
@@ -141,14 +146,14 @@ def _samples(rows: Sequence[tuple[Table, Tensor]]) -> Figure:
         top = size[1] - 30 - index * line
         figure.text(8 / size[0], (top - line / 2) / size[1], _caption(row), va="center")
         for column, image in enumerate(to_uint8(images)):
-            left = label + column * (width * _PIXELS + gap)
-            bottom = top - gap / 2 - height * _PIXELS
+            left = label + column * (width * scale + gap)
+            bottom = top - gap / 2 - height * scale
             axes = figure.add_axes(
                 (
                     left / size[0],
                     bottom / size[1],
-                    width * _PIXELS / size[0],
-                    height * _PIXELS / size[1],
+                    width * scale / size[0],
+                    height * scale / size[1],
                 )
             )
             grey = image.shape[-1] == 1
