@@ -46,8 +46,9 @@ FILES: Mapping[str, tuple[str, str]] = {
 
 def day(literature: Literature) -> str:
     """The latest day on which any entry was checked."""
-    records = (*literature.papers, *literature.tools, *literature.tutorials)
-    return max((r.curation.date for r in records), default="1970-01-01")
+    groups = (literature.papers, literature.tools, literature.tutorials)
+    dates = [record.curation.date for group in groups for record in group]
+    return max(dates, default="1970-01-01")
 
 
 def venue(paper: Paper) -> str:
@@ -138,8 +139,8 @@ _COLUMNS: Mapping[str, Callable[[Paper, Result, Measure], object]] = {
     "note": lambda p, r, m: r.note,
 }
 _NUMBERS = frozenset(
-    "sparsity value upper dense spread canonical_value canonical_dense steps guidance samples "
-    "seeds batch".split()
+    {"sparsity", "value", "upper", "dense", "spread", "canonical_value", "canonical_dense"}
+    | {"steps", "guidance", "samples", "seeds", "batch"}
 )
 
 

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode
@@ -150,7 +150,7 @@ def _options(config: ast.ClassDef, text: str) -> tuple[Option, ...]:
     for node in config.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        above = []
+        above: list[str] = []
         row = node.lineno - 1
         while row in comments and comments[row][1]:
             above.insert(0, comments[row][0])
@@ -239,10 +239,13 @@ def measure_cell(measure: Measure) -> Markup:
     if measure.spread is not None:
         value += f" ± {number(measure.spread)}"
     shown = Markup("**") + plain(f"{value}{_unit(measure)}") + Markup("**")
-    asides = [f"dense {number(measure.dense)}"] if measure.dense is not None else []
-    asides += [measure.note] if measure.note else []
+    asides = []
+    if measure.dense is not None:
+        asides.append(Markup("dense&nbsp;") + plain(number(measure.dense)))
+    if measure.note:
+        asides.append(plain(measure.note))
     if asides:
-        shown += Markup(" <small>") + plain("; ".join(asides)) + Markup("</small>")
+        shown += Markup(" <small>") + Markup("; ").join(asides) + Markup("</small>")
     return shown
 
 
@@ -351,11 +354,12 @@ _INLINE_CODE = re.compile(r"&#96;(.+?)&#96;")
 
 
 def _doc_text(text: str) -> Markup:
-    return Markup(_INLINE_CODE.sub(r"<code>\1</code>", plain(text)))
+    # str: a Markup would escape the elements that the pattern puts in.
+    return Markup(_INLINE_CODE.sub(r"<code>\1</code>", str(plain(text))))
 
 
 def doc_blocks(doc: str) -> tuple[Markup, ...]:
-    """A docstring as Markdown blocks: paragraphs, lists, indented formulas; the first is left out."""
+    """Paragraphs, lists and indented formulas of a docstring after its first, as Markdown."""
     blocks: list[Markup] = []
     for block in doc.split("\n\n")[1:]:
         lines = block.strip("\n").splitlines()
@@ -524,7 +528,7 @@ def type_name(hint: Any) -> Markup:
     if origin is Annotated:
         return type_name(inner[0])
     if origin is tuple:
-        return Markup("list of ") + type_name(inner[0])
+        return Markup("list: ") + type_name(inner[0])
     if origin in (Union, types.UnionType):
         return type_name(next(a for a in inner if a is not type(None)))
     if origin is typing.Literal:
@@ -582,6 +586,7 @@ def _finalize(value: object) -> Markup:
     return value if isinstance(value, Markup) else plain(str(value))
 
 
+@cache
 def environment(templates: Path) -> jinja2.Environment:
     """Templates whose every printed value is escaped for Markdown and HTML alike."""
     env = jinja2.Environment(

@@ -51,7 +51,7 @@ def main(
     site: Annotated[bool, typer.Option(help="Also fill build/site-src.")] = False,
     file: Annotated[Path, typer.Option(help="Literature file.")] = ROOT / "papers.yaml",
 ) -> None:
-    """Exit 0 when done or current, 1 when README.md is not current, 2 when an input is not valid."""
+    """Exit 0 when done or current, 1 when README.md is not current, 2 when an input is invalid."""
     try:
         inputs = gather(file)
         text = readme(inputs, TEMPLATES)

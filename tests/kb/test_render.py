@@ -1,0 +1,368 @@
+"""README and pages: the right content, no torn table and no live markup, whatever a field holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import markdown
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from kb import render
+from kb.load import load_literature
+from kb.schema import SCHEMA_VERSION, Depth, Evidence, Literature
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "site" / "templates"
+PROJECT = render.Project("https://github.com/owner/repository")
+FRAGMENTS = st.sampled_from(
+    [
+        *("|", "\\|", "`", "*", "# ", "- ", "```", "[TOC]", "| a |", "-->", "{: onclick=a }"),
+        *("[x](javascript:alert(1))", "<script>alert(1)</script>", "<img src=x onerror=a>"),
+        *("&lt;script&gt;", "</td></tr></table>", "</title><script>", '" onmouseover="a'),
+        *("https://example.com", "<a href=data:x>"),
+    ]
+)
+TEXT = st.lists(st.one_of(st.text(max_size=20), FRAGMENTS), max_size=5).map("".join)
+
+
+def lines(text: str) -> str:
+    """`text` as a field of one line may hold it."""
+    return " ".join(text.split())[:150].strip() or "x"
+
+
+def literature(text: str = "Some words", url: str = "https://example.org/") -> Literature:
+    """Two works, a tool and a tutorial that hold `text` and `url` wherever they may stand."""
+    summary = (text + " is described here in more than forty characters.")[-400:]
+    curation = {"depth": "abstract-read", "date": "2026-01-02", "note": text}
+    reference = "https://example.org/ " + text
+    row = {
+        "id": "row",
+        "role": "proposed",
+        "variant": text,
+        "base_model": text,
+        "dataset": text,
+        "resolution": "32x32",
+        "sparsity": {"kind": "params", "value": 0.5, "scope": text},
+        "protocol": {"sampler": text, "steps": 20, "reference_set": text, "note": text},
+        "hardware": text,
+        "measures": [{"metric": "fid", "value": 5.0, "dense": 4.0, "note": text}],
+        "source": {"document": reference, "place": text, "row": text, "via": text},
+        "note": text,
+    }
+    paper = {
+        "id": "first",
+        "section": "pruning",
+        "family": "weight-pruning",
+        "title": text,
+        "alternate_titles": [text],
+        "authors": [text, text],
+        "year": 2024,
+        "arxiv": "2401.00001",
+        "publication": {
+            "type": "workshop",
+            "venue": text,
+            "year": 2024,
+            "workshop": text,
+            "pages": text,
+            "evidence": reference,
+            "note": text,
+        },
+        "page": url,
+        "project": url,
+        "code": [{"url": url, "status": "stub", "licence": text, "note": text}],
+        "granularity": ["structured"],
+        "units": ["n:m"],
+        "stage": ["post-training"],
+        "architectures": ["unet"],
+        "recovery": ["fine-tuning"],
+        "training": text,
+        "base_models": [text],
+        "summary": summary,
+        "results": [row, {**row, "id": "other", "dataset": None, "hardware": None}],
+        "not_reported": ["seeds"],
+        "relations": [{"type": "extends", "to": "second", "note": text, "source": reference}],
+        "notes": [text],
+        "evidence": "list",
+        "curation": curation,
+        "sources": [reference],
+    }
+    second = {**paper, "id": "second", "section": "complementary", "family": "caching"}
+    second |= {"relations": [{"type": "uses", "to": "nowhere"}], "results": []}
+    common = {"summary": summary, "curation": curation, "sources": [reference], "url": url}
+    tool = {"id": "tool", "name": text, "category": "pruning", "docs": url, "package": text}
+    tool |= {"licence": text, "status": "active", "version": text, "traps": [text]}
+    tool |= {"papers": ["first", "nowhere"], **common}
+    tutorial = {"id": "tutorial", "kind": "article", "title": text, "authors": [text]}
+    tutorial |= {"papers": ["first"], **common}
+    data = {"papers": [paper, second], "tools": [tool], "tutorials": [tutorial]}
+    return Literature.model_validate({"schema_version": SCHEMA_VERSION, **data})
+
+
+METHOD = render.Method("some_method", "Does it.\n\nMore `code` here.", {"paper": "first"}, ())
+TABLE = {
+    "columns": [
+        {"key": "name", "label": "Method", "unit": "", "note": ""},
+        {"key": "macs", "label": "MACs", "unit": "M", "note": "convolution and linear"},
+    ],
+    "rows": [{"name": "some_method", "macs": "75.0", "recipe": "some_method finetune"}],
+    "notes": ["A note."],
+    "protocol": "3 seeds.",
+}
+
+
+def inputs(papers: Literature | None = None, **more: Any) -> render.Inputs:
+    return render.Inputs(papers or literature(), PROJECT, methods=(METHOD,), **more)
+
+
+class Seen(HTMLParser):
+    """Elements and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+def site_html(page: str) -> str:
+    """`page` with the extensions that mkdocs.yml switches on."""
+    settings_ = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    extensions = [
+        e if isinstance(e, str) else next(iter(e)) for e in settings_["markdown_extensions"]
+    ]
+    body = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
+    return markdown.markdown(body, extensions=extensions)
+
+
+def forge_html(page: str) -> str:
+    return MarkdownIt("commonmark", {"html": True}).enable(["table"]).render(page)
+
+
+def assert_harmless(html: str) -> None:
+    seen = Seen(html)
+    dangerous = {"script", "style", "iframe", "object", "embed", "form", "base", "meta", "link"}
+    assert not seen.tags & (dangerous | {"svg", "math"})
+    for name, value in seen.attributes:
+        assert not name.startswith("on")
+        if name in ("href", "src"):
+            relative = re.fullmatch(r"[\w./#:-]*", value) and ":" not in value.split("/")[0]
+            assert value.startswith("https://") or relative, value
+            assert "javascript" not in value
+            assert "data:" not in value
+
+
+def assert_even_tables(page: str) -> None:
+    """Every line of a table has as many bars as its head."""
+    bars = 0
+    fence = False
+    for line in page.splitlines():
+        fence ^= line.startswith("```")
+        if fence or not line.startswith("|"):
+            bars = 0
+            continue
+        bars = bars or line.count("|")
+        assert line.count("|") == bars, line
+
+
+@settings(deadline=None, max_examples=30)
+@given(text=TEXT.map(lines), url=TEXT.map(lambda t: "x:" + "".join(t.split())[:200] + "x"))
+def test_hostile_fields_stay_text(text: str, url: str) -> None:
+    hostile = inputs(literature(text, url), results={"task": TABLE})
+    readme = render.readme(hostile, TEMPLATES)
+    assert_even_tables(readme)
+    assert_harmless(forge_html(readme))
+    for name, page in render.pages(hostile, TEMPLATES).items():
+        if name.endswith(".md") and name not in ("glossary.md", "fields.md"):
+            assert_even_tables(page)
+            assert_harmless(site_html(page))
+            if page.startswith("---\n"):
+                head = yaml.safe_load(page.split("---\n")[1])
+                assert "<" not in str(head["title"])
+
+
+def test_every_template_passes_both_renderers_with_plain_words() -> None:
+    found = render.pages(inputs(results={"task": TABLE}), TEMPLATES)
+    assert {"glossary.md", "fields.md", "results/task.md", "methods/some_method.md"} <= set(found)
+    for name, page in found.items():
+        if name.endswith(".md"):
+            assert_even_tables(page)
+            assert_harmless(site_html(page))
+            assert name == "glossary.md" or not re.search(r"\bNone\b(?! of)", page), name
+
+
+def test_the_readme_in_the_repository_is_current() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "render.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_lists_every_work_tool_and_tutorial_once() -> None:
+    real = load_literature(ROOT / "papers.yaml")
+    text = render.readme(render.Inputs(real, PROJECT), TEMPLATES)
+    listed = [line for line in text.splitlines() if line.startswith("| ")]
+    for paper in real.papers:
+        assert sum(str(render.link(paper.title, paper.url)) in line for line in listed) == 1
+    for tool in real.tools:
+        assert any(str(render.link(tool.name, tool.url)) in line for line in listed)
+
+
+def test_readme_shows_results_and_times_only_when_there_are_some() -> None:
+    without = render.readme(inputs(), TEMPLATES)
+    assert "Result of the standard comparison" not in without
+    assert "Measured on" not in without
+    measured = {"machine": "2 cores", "setup_seconds": 61, "compare_seconds": 200}
+    measured |= {"test_seconds": 120, "disk_mb": 1400}
+    with_them = render.readme(inputs(results={"task": TABLE}, measured=measured), TEMPLATES)
+    assert "| some_method | 75.0 |" in with_them
+    assert "| Method | MACs (M) |" in with_them
+    assert "Measured on 2 cores: set-up 61 s" in with_them
+
+
+def test_readme_links_the_method_that_implements_a_paper() -> None:
+    text = render.readme(inputs(), TEMPLATES)
+    assert text.count("[some_method](methods/some_method.py)") == 2 - 1
+
+
+def test_paper_page_says_what_it_rests_on_and_relates_to() -> None:
+    found = render.pages(inputs(), TEMPLATES)
+    first, second = found["papers/first.md"], found["papers/second.md"]
+    assert "rests on paper lists alone" in first
+    assert "- extends [Some words](second.md): Some words" in first
+    assert "- is extended by [Some words](first.md): Some words" in second
+    assert "nowhere" not in second
+    assert "[seeds](../glossary.md#reportitem-seeds" in first
+    assert "**5** <small>dense&nbsp;4; Some words</small>" in first
+    assert "[Some words](https://example.org/) via Some words" in first
+    assert "issues/new?template=fix-entry.yml&amp;title=Fix+first&amp;entry=first" in first
+    assert "@inproceedings{first," in first
+
+
+def test_only_entries_without_a_read_source_carry_the_warning() -> None:
+    paper = literature().papers[0]
+    warned = {e for e in Evidence if render.weak_evidence(paper.model_copy(update={"evidence": e}))}
+    assert warned == {Evidence.LIST, Evidence.CITATION}
+
+
+def test_rows_that_may_not_be_ranked_say_why() -> None:
+    paper = literature().papers[0]
+    rows = tuple(
+        row.model_copy(update={"dataset": "CIFAR-10", "source": paper.results[0].source})
+        for row in paper.results
+    )
+    other = rows[1].model_copy(
+        update={"protocol": rows[1].protocol.model_copy(update={"steps": 50})}
+    )
+    (group,) = render.claims(paper.model_copy(update={"results": (rows[0], other)}))
+    assert "steps" in group.differing
+    (same,) = render.claims(paper.model_copy(update={"results": (rows[0], rows[0])}))
+    assert same.differing == ()
+
+
+def test_numbers_are_shown_as_printed() -> None:
+    paper = literature().papers[0]
+    measure = paper.results[0].measures[0]
+
+    def shown(**changes: Any) -> str:
+        return str(render.measure_cell(measure.model_copy(update={"note": None, **changes})))
+
+    assert shown(value=19.8, dense=None) == "**19.8**"
+    assert shown(value=10, upper=20.0, dense=None) == "**10–20**"
+    assert shown(value=0.1 + 0.2, dense=None, spread=0.05) == "**0.3 ± 0.05**"
+    assert render.number(49984) == "49984"
+    assert render.number(1e-7) == "1e-07"
+
+
+def test_a_method_file_is_read_without_being_run(tmp_path: Path) -> None:
+    file = tmp_path / "some_method.py"
+    file.write_text(
+        '"""Does one thing.\n\nA list:\n* first\n  goes on\n* second\n\n    x = 1\n"""\n'
+        "raise SystemExit('must not run')\n"
+        'CARD = {"paper": "first", "granularity": "structured"}\n'
+        "@dataclass(frozen=True)\nclass Config:\n"
+        "    # Why it is\n    ratio: float = 0.3  # fraction removed\n    name: str\n",
+        encoding="utf-8",
+    )
+    method = render.read_method(file)
+    assert method.summary == "Does one thing."
+    assert method.paper == "first"
+    assert method.options == (
+        render.Option("ratio", "float", "0.3", "Why it is fraction removed"),
+        render.Option("name", "str", "required", ""),
+    )
+    blocks = [str(b) for b in render.doc_blocks(method.doc)]
+    assert blocks == ["A list:", "- first goes on\n- second", "```text\nx = 1\n```\n"]
+
+
+def test_every_field_and_word_is_explained() -> None:
+    found = render.pages(inputs(), TEMPLATES)
+    for record in render.DOCUMENTED:
+        rows = render.field_rows(record)
+        assert all(row.meaning for row in rows), record
+        for row in rows:
+            assert f"| `{row.name}` |" in found["fields.md"]
+    for term in (*Evidence, *Depth):
+        assert f'<a id="{render.term_id(term)}"></a>' in found["glossary.md"]
+
+
+def test_staging_swaps_the_folder_whole(tmp_path: Path) -> None:
+    docs, target = tmp_path / "docs", tmp_path / "out"
+    docs.mkdir()
+    (docs / "hand.md").write_text("# By hand\n", encoding="utf-8")
+    picture = tmp_path / "pareto.png"
+    picture.write_bytes(b"png")
+    target.mkdir()
+    (target / "stale.md").write_text("old", encoding="utf-8")
+    given_ = inputs(results={"task": TABLE}, images={"task": (picture,)})
+    count = render.stage(given_, TEMPLATES, docs, target)
+    staged = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()}
+    assert {"hand.md", "index.md", "papers/first.md", "results/task/pareto.png"} <= staged
+    assert "stale.md" not in staged
+    assert count == sum(name.endswith(".md") for name in staged) - 1
+    assert "![pareto](task/pareto.png)" in (target / "results/task.md").read_text(encoding="utf-8")
+    assert {p.name for p in tmp_path.iterdir()} == {"docs", "out", "pareto.png"}
+
+
+def test_a_failed_staging_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "index.md").write_text("old", encoding="utf-8")
+    with pytest.raises(FileNotFoundError):
+        render.stage(inputs(), TEMPLATES, tmp_path / "missing", target)
+    assert (target / "index.md").read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_repository_that_is_no_https_address_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mkdocs.yml").write_text("extra: {repository: 'javascript:x'}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"extra\.repository must be an https address"):
+        render.project(tmp_path)
+
+
+def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "papers.yaml"
+    broken.write_text("papers: [", encoding="utf-8")
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "render.py"),
+        "--check",
+        "--file",
+        str(broken),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("papers.yaml:")
