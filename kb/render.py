@@ -29,6 +29,7 @@ from markupsafe import Markup
 from kb import schema
 from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.ledger import Reporting, comparable, reporting
+from kb.results import Table, cells, claim, protocol_line
 from kb.schema import (
     VOCABULARIES,
     Code,
@@ -99,7 +100,7 @@ class Inputs:
     literature: Literature
     project: Project
     methods: tuple[Method, ...] = ()
-    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    results: Mapping[str, Table] = field(default_factory=dict)
     """Result tables by task, as `kb.results.table` gives them."""
     images: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     """Pictures of a task's results."""
@@ -614,6 +615,9 @@ def environment(templates: Path) -> jinja2.Environment:
         removed=removed,
         report_items=tuple(ReportItem),
         reporting=reporting,
+        result_cells=cells,
+        result_claim=claim,
+        result_protocol=protocol_line,
         row_source=row_source,
         short_title=short_title,
         source=source,
@@ -724,12 +728,11 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
     return found
 
 
-def _rows_of(method: Method, table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [
-        row
-        for row in table["rows"]
-        if method.name in re.split(r"[^\w]+", str(row.get("recipe", row.get("method", ""))))
-    ]
+def _rows_of(method: Method, table: Table) -> list[Table]:
+    stages = {
+        row["slug"]: [s.split("-")[0] for s in row["slug"].split("+")] for row in table["rows"]
+    }
+    return [row for row in table["rows"] if method.name in stages[row["slug"]]]
 
 
 _RELATIVE_LINK = re.compile(r"\]\((?!https://|#)([^)\s]+)\)")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kb import results  # noqa: E402
 from kb.export import replace_file  # noqa: E402
 from kb.load import Unreadable, load_literature  # noqa: E402
 from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
@@ -22,25 +20,16 @@ from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
 TEMPLATES = ROOT / "site" / "templates"
 
 
-def result_tables() -> dict[str, Mapping[str, Any]]:
-    """Committed results by task."""
-    if importlib.util.find_spec("kb.results") is None:
-        return {}
-    results = importlib.import_module("kb.results")
-    return {task: results.table(task) for task in results.tasks()}
-
-
 def gather(literature: Path) -> Inputs:
     """Everything that is rendered, from the files of the repository."""
     measured = ROOT / "site" / "measured.json"
-    tables = result_tables()
-    folder = ROOT / "methods" / "results"
+    tables = {task: results.table(task) for task in results.tasks()}
     return Inputs(
         literature=load_literature(literature),
         project=project(ROOT),
         methods=read_methods(ROOT / "methods"),
         results=tables,
-        images={task: tuple(sorted((folder / task).glob("*.png"))) for task in tables},
+        images={task: tuple(sorted((results.ROOT / task).glob("*.png"))) for task in tables},
         measured=json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {},
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     )

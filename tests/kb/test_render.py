@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from kb import render
+from kb import render, results
 from kb.load import load_literature
 from kb.schema import SCHEMA_VERSION, Depth, Evidence, Literature
 
@@ -108,14 +108,42 @@ def literature(text: str = "Some words", url: str = "https://example.org/") -> L
 
 
 METHOD = render.Method("some_method", "Does it.\n\nMore `code` here.", {"paper": "first"}, ())
+
+
+def spread(value: float) -> dict[str, Any]:
+    return {"mean": value, "min": value, "max": value, "n": 1, "values": [value]}
+
+
 TABLE = {
-    "columns": [
-        {"key": "name", "label": "Method", "unit": "", "note": ""},
-        {"key": "macs", "label": "MACs", "unit": "M", "note": "convolution and linear"},
+    "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in results.COLUMNS],
+    "rows": [
+        {
+            "slug": "some_method-macs0.75+finetune",
+            "recipe": "some_method",
+            "seeds": [0],
+            "macs_fraction": 0.75,
+            "params": 850000,
+            "nonzero_fraction": 0.8,
+            "optimizer_steps": 100,
+            "frechet": spread(500.0),
+            "kernel": spread(0.5),
+            "ssim": spread(0.9),
+            "speedup": spread(1.3),
+            "no_faster": False,
+            "cost_seconds": 12.0,
+            "rank": "1=",
+        }
     ],
-    "rows": [{"name": "some_method", "macs": "75.0", "recipe": "some_method finetune"}],
+    "comparisons": [],
     "notes": ["A note."],
-    "protocol": "3 seeds.",
+    "protocol": {
+        "samples": 5000,
+        "sampler": "DDIM",
+        "steps": 20,
+        "precision": "fp32",
+        "features": {"network": "lite0", "weights_sha256": "0" * 64, "input_size": 64},
+        "reference": {"size": 5000, "set": "held-out images"},
+    },
 }
 
 
@@ -227,14 +255,22 @@ def test_readme_shows_results_and_times_only_when_there_are_some() -> None:
     measured = {"machine": "2 cores", "setup_seconds": 61, "compare_seconds": 200}
     measured |= {"test_seconds": 120, "disk_mb": 1400}
     with_them = render.readme(inputs(results={"task": TABLE}, measured=measured), TEMPLATES)
-    assert "| some_method | 75.0 |" in with_them
-    assert "| Method | MACs (M) |" in with_them
+    assert "| some_method | 1 | 75.0 % | 0.85 M |" in with_them
+    assert "| method | seeds | MACs left | params |" in with_them
+    assert "Protocol: 5000 samples, DDIM, 20 sampling steps" in with_them
     assert "Measured on 2 cores: set-up 61 s" in with_them
+
+
+def test_a_method_page_shows_the_rows_that_use_it() -> None:
+    other = {**TABLE["rows"][0], "slug": "some_method_two", "recipe": "some_method_two"}
+    table = {**TABLE, "rows": [*TABLE["rows"], other]}
+    page = render.pages(inputs(results={"task": table}), TEMPLATES)["methods/some_method.md"]
+    assert page.count("| 75.0 % |") == 1
 
 
 def test_readme_links_the_method_that_implements_a_paper() -> None:
     text = render.readme(inputs(), TEMPLATES)
-    assert text.count("[some_method](methods/some_method.py)") == 2 - 1
+    assert text.count("[some_method](methods/some_method.py)") == 1
 
 
 def test_paper_page_says_what_it_rests_on_and_relates_to() -> None:

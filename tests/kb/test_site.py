@@ -18,18 +18,13 @@ from kb import render
 from kb.export import exports, replace_file
 from kb.load import load_literature
 from kb.schema import Literature
+from tests.kb.test_render import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 HOSTILE = (
     "</title><script>alert(1)</script> | [x](javascript:alert(1)) {: onclick=alert(1) } &lt;b&gt;"
 )
-TABLE = {
-    "columns": [{"key": "name", "label": "Method", "unit": "", "note": "its name"}],
-    "rows": [{"name": "diff_pruning", "recipe": "diff_pruning finetune"}],
-    "notes": [HOSTILE],
-    "protocol": "3 seeds.",
-}
 # 1 x 1 pixel
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f"
@@ -96,7 +91,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seeds(),
         render.project(ROOT),
         methods=render.read_methods(ROOT / "methods"),
-        results={"fashion_unet": TABLE},
+        results={"fashion_unet": {**TABLE, "notes": [HOSTILE]}},
         images={"fashion_unet": (picture,)},
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     )
