@@ -137,7 +137,9 @@ def suggest(title: str, abstract: str) -> tuple[Suggestion, ...]:
             if name == "family" and any(key[0] == "family" for key in found):
                 continue
             if match := re.search(pattern, where, re.IGNORECASE):
-                found.setdefault((name, value), Suggestion(name, value, match.group()))
+                word = re.match(r"\w*", where[match.end() :])
+                because = match.group() + (word.group() if word else "")
+                found.setdefault((name, value), Suggestion(name, value, because))
     return tuple(found.values())
 
 

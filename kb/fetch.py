@@ -41,6 +41,7 @@ class Endpoints:
     """Newer venues first; older ones answer on the second address alone."""
     dblp: str = "https://dblp.org"
     github: str = "https://api.github.com"
+    github_pages: str = "https://github.com"
     hub: str = "https://huggingface.co/api"
 
 
@@ -53,6 +54,7 @@ def endpoints_at(base: str) -> Endpoints:
         openreview=(f"{base}/openreview2", f"{base}/openreview1"),
         dblp=f"{base}/dblp",
         github=f"{base}/github",
+        github_pages=f"{base}/pages",
         hub=f"{base}/hub",
     )
 

@@ -290,7 +290,7 @@ def test_suggestions_name_their_reason() -> None:
     (work, _) = read_arxiv(body("arxiv.xml"))
     found = {(s.field, s.value): s.because for s in draft.suggest(work.title, work.abstract)}
     assert found["family", "weight-pruning"] == "Pruning"
-    assert found["granularity", "structured"] == "Structured Prun"
+    assert found["granularity", "structured"] == "Structured Pruning"
     assert found["architectures", "dit"] == "Diffusion Transformers"
     assert ("recovery", "parameter-efficient") in found
     assert sum(field == "family" for field, _ in found) == 1
