@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from methods.harness import journal, measure, metrics, run, zoo
 from methods.harness.checkpoint import read_tensors, save_base
 from methods.harness.features import FEATURE_PROTOCOL, lite0_features
-from methods.harness.sample import sample, write_grid
+from methods.harness.sample import write_grid
 
 CARD = """---
 license: mit
