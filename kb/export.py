@@ -71,8 +71,16 @@ def venue(paper: Paper) -> str:
 # --------------------------------------------------------------------------- JSON
 
 
-def _json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+def _json(value: Mapping[str, object]) -> bytes:
+    """An object with one key a line; a list of objects has one of them a line."""
+    parts = []
+    for key, item in value.items():
+        if isinstance(item, list) and item and isinstance(item[0], dict):
+            text = "[\n" + ",\n".join(json.dumps(i, ensure_ascii=False) for i in item) + "\n]"
+        else:
+            text = json.dumps(item, ensure_ascii=False)
+        parts.append(f"{json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
 
 
 def papers_json(literature: Literature) -> bytes:

@@ -75,6 +75,7 @@ def title(text: str) -> str:
     return swapped.replace("&", "&amp;").replace('"', "&quot;")
 
 
+@lru_cache(maxsize=65536)
 def safe_url(url: str | None) -> str | None:
     """`url` percent-encoded where needed, or None unless it is https with a public-looking host.
 
@@ -123,6 +124,7 @@ def csv_text(text: str) -> str:
 _GITHUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([0-9a-f]{7,40}))?(?: (.+))?")
 
 
+@lru_cache(maxsize=65536)
 def source_url(reference: str) -> str | None:
     """Address behind a source reference such as `github:owner/repo@commit path` or `arxiv:id`."""
     if reference.startswith("https://"):
