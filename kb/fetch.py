@@ -392,23 +392,32 @@ def read_openreview(note: object) -> Work:
     forum, title = clean(record.get("forum") or record.get("id")), clean(value("title"))
     if not _OPENREVIEW.fullmatch(forum) or not title:
         raise Unusable("the OpenReview note is no submission: it has no forum or no title")
-    public = next((t for k in ("odate", "pdate", "cdate") if (t := record.get(k))), None)
-    known = isinstance(public, (int, float)) and 0 < public < 4e12
-    day = datetime.fromtimestamp(public / 1000, UTC) if known and public else None
+    year = next((y for k in ("odate", "pdate", "cdate") if (y := _year_of(record.get(k)))), None)
     return Work(
         source=f"openreview:{forum}",
         title=title,
         authors=tuple(n for a in _list(value("authors")) if (n := clean(a))),
-        year=day.year if day else None,
+        year=year,
         abstract=clean(value("abstract")),
         openreview=forum,
         publication=_openreview_publication(
-            clean(value("venue")), clean(value("venueid")), f"openreview:{forum}"
+            clean(value("venue")),
+            clean(value("venueid")),
+            f"openreview:{forum}",
+            _year_of(record.get("pdate")),
         ),
     )
 
 
-def _openreview_publication(venue: str, group: str, evidence: str) -> dict[str, Any]:
+def _year_of(milliseconds: object) -> int | None:
+    if not isinstance(milliseconds, (int, float)) or not 0 < milliseconds < 4e12:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).year
+
+
+def _openreview_publication(
+    venue: str, group: str, evidence: str, accepted: int | None
+) -> dict[str, Any]:
     both = f"{venue} {group}"
     if not both.strip():
         return {}
@@ -426,7 +435,8 @@ def _openreview_publication(venue: str, group: str, evidence: str) -> dict[str, 
             "workshop": clean(workshop.replace("_", " ")) or None,
         }
     elif name == "TMLR":
-        result["type"] = PublicationType.JOURNAL.value
+        # A journal without editions: the year is that of acceptance.
+        result |= {"type": PublicationType.JOURNAL.value, "year": year or accepted}
     else:
         datasets = "datasets" in both.casefold()
         track = Track.DATASETS if datasets else Track.MAIN if "/Conference" in group else None

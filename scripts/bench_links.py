@@ -1,4 +1,4 @@
-"""Time the link checker on a local server that paces its clients, first without and then with cache.
+"""Time the link checker on a local server that paces its clients, without and with cache.
 
 Expect (2 cores): python scripts/bench_links.py prints a first run of about PACE x requests and a
 re-run from the cache well below 5 s that asks nobody.
