@@ -105,7 +105,6 @@ class Work:
     abstract: str = ""
     """For suggestions and comparison only; never stored."""
     arxiv: str | None = None
-    arxiv_version: int | None = None
     doi: str | None = None
     openreview: str | None = None
     dblp: str | None = None
@@ -181,7 +180,7 @@ def _from_url(text: str) -> Identifier:
 
 def clean(text: object) -> str:
     """Text on one line: no markup, no control characters, single spaces, composed accents."""
-    plain = html.unescape(re.sub(r"</?[A-Za-z][^<>]{0,200}>", "", str(text or "")))
+    plain = re.sub(r"</?[A-Za-z][^<>]{0,200}>", "", html.unescape(str(text or "")))
     plain = unicodedata.normalize("NFC", plain)
     return " ".join("".join(c if c.isprintable() else " " for c in plain).split())
 
@@ -297,7 +296,6 @@ def _arxiv_work(entry: ElementTree.Element, number: str, version: int) -> Work:
         first_posted=posted if re.fullmatch(r"\d{4}-\d{2}-\d{2}", posted) else None,
         abstract=text("a:summary"),
         arxiv=number,
-        arxiv_version=version,
         doi=doi if _DOI.fullmatch(doi) else None,
         publication={"type": PublicationType.PREPRINT.value},
         hints=tuple(hints),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -356,15 +357,26 @@ def _compared(link: Link, work: Work) -> Finding:
     return Finding(link, Verdict.MISMATCH, f"it belongs to {work.title!r}")
 
 
+def _object(answer: Answer) -> Mapping[str, Any]:
+    data = answer.json()
+    if not isinstance(data, Mapping):
+        raise Unusable(f"{host_of(answer.url)} sent JSON of another form")
+    return data
+
+
+def _only_work(answer: Answer) -> Work:
+    works = read(answer)
+    if len(works) != 1:
+        raise Unusable(f"{host_of(answer.url)} sent {len(works)} records for one identifier")
+    return works[0]
+
+
 def _check_arxiv(batch: Sequence[Link], client: Client, endpoints: Endpoints) -> list[Finding]:
     url = arxiv_url([link.target for link in batch], endpoints)
     answer = client.ask(url, accept="application/atom+xml")
     if answer.status != 200:
         return [_untold(link, answer) for link in batch]
-    try:
-        works = {work.arxiv: work for work in read_arxiv(answer.body) if work.title}
-    except Unusable as error:
-        return [Finding(link, Verdict.UNKNOWN, str(error)) for link in batch]
+    works = {work.arxiv: work for work in read_arxiv(answer.body) if work.title}
     if not works:
         # A feed without any entry is how arXiv fails; it would condemn a hundred papers at once.
         return [Finding(link, Verdict.UNKNOWN, "arXiv sent no entries") for link in batch]
@@ -377,12 +389,12 @@ def _check_arxiv(batch: Sequence[Link], client: Client, endpoints: Endpoints) ->
 def _check_doi(link: Link, client: Client, endpoints: Endpoints) -> Finding:
     answer = client.ask(crossref_url(link.target, endpoints), accept=_JSON)
     if answer.status == 200:
-        return _compared(link, read(answer)[0])
+        return _compared(link, _only_work(answer))
     if answer.status not in _GONE:
         return _untold(link, answer)
     # Other agencies register DOIs too; the handle system knows all of them.
     answer = client.ask(f"{endpoints.handles}/{quote(link.target)}", accept=_JSON)
-    if answer.status == 200 and answer.json().get("responseCode") == 1:
+    if answer.status == 200 and _object(answer).get("responseCode") == 1:
         return Finding(link, Verdict.OK, "registered outside Crossref, title not compared")
     return _absent(link, "doi.org") if answer.status in _GONE else _untold(link, answer)
 
@@ -391,8 +403,8 @@ def _check_openreview(link: Link, client: Client, endpoints: Endpoints) -> Findi
     untold: Finding | None = None
     for base in endpoints.openreview:
         answer = client.ask(f"{base}/notes?{urlencode({'id': link.target})}", accept=_JSON)
-        if answer.status == 200 and answer.json().get("notes"):
-            return _compared(link, read(answer)[0])
+        if answer.status == 200 and _object(answer).get("notes"):
+            return _compared(link, _only_work(answer))
         if answer.status != 200 and answer.status not in _GONE:
             untold = untold or _untold(link, answer)
     return untold or _absent(link, "OpenReview")
@@ -407,7 +419,7 @@ def _check_hub(link: Link, client: Client, endpoints: Endpoints) -> Finding:
     answer = client.ask(f"{endpoints.hub}/{kind}{quote(link.target)}", accept=_JSON)
     if answer.status != 200:
         return _absent(link, "the hub") if answer.status in _GONE else _untold(link, answer)
-    name = answer.json().get("id")
+    name = _object(answer).get("id")
     bare = link.target.partition("/")[2] if not kind else link.target
     if isinstance(name, str) and kind and name.casefold() != bare.casefold():
         return Finding(link, Verdict.MOVED, "it has another name now", name)
@@ -491,9 +503,8 @@ def _guarded(run: Callable[[], list[Finding]], batch: Sequence[Link]) -> list[Fi
     except Failure as failure:
         verdict = Verdict.FAILING if failure.kind == "no-host" else Verdict.UNKNOWN
         return [Finding(link, verdict, failure.detail) for link in batch]
-    except (Unusable, AttributeError) as error:  # JSON of another shape than documented
-        detail = str(error) if isinstance(error, Unusable) else "the answer has another form"
-        return [Finding(link, Verdict.UNKNOWN, detail) for link in batch]
+    except Unusable as error:
+        return [Finding(link, Verdict.UNKNOWN, str(error)) for link in batch]
 
 
 def _jobs(
@@ -546,12 +557,15 @@ def check(
         progress: Called with the number of links just done.
     """
     found: dict[str, Finding] = {}
+    stopped = threading.Event()
 
     def work_off(
         jobs: list[tuple[Sequence[Link], Callable[[], list[Finding]]]],
     ) -> list[Finding]:
         done: list[Finding] = []
         for batch, run in jobs:
+            if stopped.is_set():
+                break
             done += _guarded(run, batch)
             if progress is not None:
                 progress(len(batch))
@@ -559,8 +573,14 @@ def check(
 
     with ThreadPoolExecutor(workers) as pool:
         hosts = _jobs(wanted, client, endpoints)
-        for future in as_completed([pool.submit(work_off, jobs) for jobs in hosts.values()]):
-            found.update((finding.link.key, finding) for finding in future.result())
+        futures = [pool.submit(work_off, jobs) for jobs in hosts.values()]
+        try:
+            for future in as_completed(futures):
+                found.update((finding.link.key, finding) for finding in future.result())
+        except BaseException:  # also Ctrl-C: let each host finish the one thing it is at
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     findings = _not_offline([found[link.key] for link in wanted])
     day = datetime.fromtimestamp(client.clock.now(), UTC).date()

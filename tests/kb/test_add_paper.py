@@ -9,8 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner, Result
 
@@ -19,7 +22,7 @@ from kb.fetch import Identifier, Unusable, identify, read_arxiv, read_openreview
 from kb.http import Answer
 from kb.load import load
 from kb.rules import check
-from kb.schema import Paper
+from kb.schema import Family, Paper
 
 from .server import Server, serving
 
@@ -157,7 +160,7 @@ def test_arxiv_feed() -> None:
     first, second = read_arxiv(body("arxiv.xml"))
     assert first.title == "Hedgehog: Structured Pruning of Diffusion Transformers by Made-Up Scores"
     assert first.authors == ("Ada Müster", "Bruno de la Prüfung", "Cai Li")
-    assert (first.arxiv, first.arxiv_version, first.year) == ("2401.01234", 2, 2024)
+    assert (first.arxiv, first.year) == ("2401.01234", 2024)
     assert (first.first_posted, first.doi) == ("2024-01-03", "10.5555/nothing.2024.12")
     assert first.source == "arxiv:2401.01234v2"
     assert len(first.hints) == 2
@@ -262,6 +265,11 @@ def test_responses_that_are_none(data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_markup_and_hidden_characters_are_dropped() -> None:
+    text = "Pruning &lt;script&gt;a(1)&lt;/script&gt; \u202eaway\u200b <i>now</i>, a < b"
+    assert fetch.clean(text) == "Pruning a(1) away now, a < b"
+
+
 def test_error_of_arxiv_is_passed_on() -> None:
     with pytest.raises(Unusable, match=r"incorrect id format for 1234\.12345"):
         read_arxiv(body("arxiv_error.xml"))
@@ -281,6 +289,49 @@ def test_odd_values_do_not_break_the_readers() -> None:
     assert (work.title, work.authors, work.year) == ("T i tle bold a < b", ("A Group",), None)
     note = {"id": "AbCdEf123_", "cdate": 10**30, "content": {"title": "T", "authors": "x"}}
     assert fetch.read_openreview(note).year is None
+
+
+def spoilt(data: object, path: list[int], value: object) -> object:
+    """`data` with something deep within replaced by `value`."""
+    if not path or not isinstance(data, (dict, list)) or not data:
+        return value
+    keys = list(data) if isinstance(data, dict) else list(range(len(data)))
+    key = keys[path[0] % len(keys)]
+    copy: Any = dict(data) if isinstance(data, dict) else list(data)
+    copy[key] = spoilt(copy[key], path[1:], value)
+    return copy
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(["crossref", "crossref_search", "openreview", "openreview_old", "dblp"]),
+    path=st.lists(st.integers(0, 40), max_size=8),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.lists(st.none() | st.integers() | st.text(max_size=5), max_size=3)
+    | st.dictionaries(st.text(max_size=5), st.none() | st.text(max_size=5), max_size=2),
+)
+def test_no_response_breaks_the_readers(name: str, path: list[int], value: object) -> None:
+    data = json.dumps(spoilt(json.loads(body(f"{name}.json")), path, value)).encode()
+    try:
+        works = fetch.read(Answer("https://service.example/", 200, {}, data))
+    except Unusable as error:
+        assert "\n" not in str(error)
+        return
+    for work in works:
+        made = draft.draft(
+            [work],
+            draft.suggest(work.title, work.abstract),
+            id="x",
+            today="2026-11-22",
+            summary=SUMMARY,
+            family=Family.NAS,
+        )
+        assert made["title"].isprintable()
+        assert all(name.isprintable() for name in made.get("authors", ()))
 
 
 # --------------------------------------------------------------------------- drafts
@@ -479,6 +530,25 @@ def test_unreadable_literature(add: Callable[..., Result], file: Path) -> None:
     result = add("2401.01234", "--from", str(RECORDED / "arxiv.xml"))
     assert result.exit_code == 2
     assert "papers.yaml:1: error" in result.output
+
+
+@pytest.mark.parametrize(
+    ("title", "field"),
+    [
+        ("Pruning | by columns", "title"),
+        ("Pruning " * 60, "title"),
+        ("Pruning [by](javascript:alert(1)) links", "title"),
+    ],
+)
+def test_titles_that_the_rules_forbid(
+    add: Callable[..., Result], file: Path, tmp_path: Path, title: str, field: str
+) -> None:
+    feed = body("arxiv.xml").decode().split("<title>Hedgehog")
+    response = tmp_path / "response.xml"
+    rest = feed[1].partition("</title>")[2]
+    response.write_text(f"{feed[0]}<title>{title}</title>{rest}", encoding="utf-8")
+    result = add("2401.01234", "--from", str(response), "--summary", SUMMARY, "--id", "bad")
+    refused(result, file, 1, f"bad: {field}:")
 
 
 def test_from_the_services(add: Callable[..., Result], file: Path, server: Server) -> None:

@@ -338,6 +338,50 @@ def test_dblp_and_hub(judge: Callable[..., list[Finding]], server: Server) -> No
     assert found[3].target == "a/new"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"message": {"items": []}}',
+        b'{"message": 3, "notes": {"a": 1}, "id": [], "responseCode": {}}',
+        b'{"notes": [{}]}',
+        b"[" * 50_000,
+    ],
+)
+def test_json_of_another_form_condemns_nobody(
+    judge: Callable[..., list[Finding]], server: Server, body: bytes
+) -> None:
+    for path in ("/crossref", "/openreview1", "/openreview2", "/hub", "/github"):
+        server.put(path, body)
+    found = judge(doi(), note(), Link(Kind.HUB, "a/b"), Link(Kind.GITHUB, "a/b"))
+    assert not any(f.red for f in found)
+    assert found[0].verdict is Verdict.UNKNOWN
+    assert found[3].verdict is Verdict.UNKNOWN
+
+
+def test_an_interrupt_stops_all_hosts(server: Server, clock: FakeClock) -> None:
+    def interrupted(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with serving() as slow:
+        wanted = [web(server, "ok"), *(web(slow, f"silent/{i}") for i in range(20))]
+        # Two names, so that the two servers are two hosts.
+        wanted[0] = Link(Kind.WEB, f"http://quick.test:{server.port}/ok")
+        exempt = frozenset({slow.host, f"quick.test:{server.port}"})
+        policy = replace(QUICK, pace=0.0, retries=0, exempt=exempt)
+        with (
+            Client(policy, clock=clock, resolve=lambda host, port: ["127.0.0.1"]) as client,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            memory = Memory(Path("none.jsonl"))
+            check(wanted, client, endpoints_at(server.url), memory, progress=interrupted)
+        assert len(slow.asked) <= 2, "HEAD and GET of the link at hand"
+
+
 # --------------------------------------------------------------------------- repositories
 
 
