@@ -118,19 +118,31 @@ def project(root: Path) -> Project:
     """Read mkdocs.yml in `root`.
 
     Raises:
-        ValueError: when `extra.repository` is no https address.
+        ValueError: on broken YAML, or when `extra.repository` is no https address.
     """
-    settings = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
-    address = safe_url(str((settings.get("extra") or {}).get("repository")))
+    text = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    try:
+        address = safe_url(str(yaml.safe_load(text)["extra"]["repository"]))
+    except yaml.YAMLError as error:
+        raise ValueError(f"mkdocs.yml: not valid YAML: {' '.join(str(error).split())}") from error
+    except (TypeError, KeyError):
+        address = None
     if address is None:
         raise ValueError("mkdocs.yml: extra.repository must be an https address")
     return Project(address)
 
 
 def read_method(path: Path) -> Method:
-    """Docstring, `CARD` and `Config` of a method file."""
+    """Docstring, `CARD` and `Config` of a method file.
+
+    Raises:
+        ValueError: when the file is not Python, or `CARD` is more than plain data.
+    """
     text = path.read_text(encoding="utf-8")
-    module = ast.parse(text)
+    try:
+        module = ast.parse(text)
+    except SyntaxError as error:
+        raise ValueError(f"{path.name}:{error.lineno}: not valid Python: {error.msg}") from error
     card: Mapping[str, Any] = {}
     options: tuple[Option, ...] = ()
     for node in module.body:
@@ -570,6 +582,14 @@ _MODEL_NAMES = (
 )
 
 
+_HEADINGS = {"n-m-sparsity": "N:m sparsity", "nas": "NAS", "dense-to-sparse-moe": "Dense to MoE"}
+
+
+def heading(family: Family) -> str:
+    """A family's name as a heading."""
+    return _HEADINGS.get(family.value, family.value.replace("-", " ").capitalize())
+
+
 def speed_needs(paper: Paper) -> str:
     """What a machine must offer before the technique saves time."""
     return "; ".join(dict.fromkeys(_NEEDS[g] for g in paper.granularity))
@@ -609,6 +629,7 @@ def environment(templates: Path) -> jinja2.Environment:
         commas=commas,
         doc_blocks=doc_blocks,
         field_rows=field_rows,
+        heading=heading,
         front_title=lambda text: Markup(json.dumps(title(text), ensure_ascii=False)),
         link=link,
         protocol=protocol,

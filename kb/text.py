@@ -37,7 +37,7 @@ _LATEX = {
     "@": r"\symbol{64}",
 }
 _LATEX_SPECIAL = re.compile("[" + re.escape("".join(_LATEX)) + "]")
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
+_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]", re.IGNORECASE)
 
 
 @lru_cache(maxsize=65536)
@@ -77,9 +77,9 @@ def title(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def safe_url(url: str | None) -> str | None:
-    """`url` percent-encoded where needed, or None unless it is https with a public-looking host.
+    """`url` percent-encoded where needed, or None unless it is https at a named host.
 
-    Credentials, ports other than digits, white space and control characters are refused too.
+    Bare addresses, credentials, white space and control characters are refused too.
     """
     if url is None or not url.isprintable() or " " in url or "\\" in url:
         return None
@@ -91,7 +91,7 @@ def safe_url(url: str | None) -> str | None:
     if parts.scheme.lower() != "https" or "@" in parts.netloc:
         return None
     host = parts.hostname or ""
-    if not _HOST.fullmatch(host) or "." not in host:
+    if not _HOST.fullmatch(host):
         return None
     tail = quote(parts.path, safe="/%:@!$,+=~.-_&")
     if parts.query:

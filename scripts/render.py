@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from jinja2 import TemplateError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -47,7 +48,7 @@ def main(
     except Unreadable as error:
         typer.echo(str(error.problem), err=True)
         raise typer.Exit(2) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TemplateError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     target = ROOT / "README.md"

@@ -388,6 +388,20 @@ def test_a_repository_that_is_no_https_address_is_refused(tmp_path: Path) -> Non
         render.project(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["extra: [", "", "extra:", "extra: {repository: 1}"])
+def test_broken_settings_are_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mkdocs.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^mkdocs\.yml: [^\n]+$"):
+        render.project(tmp_path)
+
+
+def test_a_broken_method_file_is_one_error(tmp_path: Path) -> None:
+    file = tmp_path / "some_method.py"
+    file.write_text("CARD = {\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^some_method\.py:1: not valid Python"):
+        render.read_method(file)
+
+
 def test_a_broken_file_ends_in_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "papers.yaml"
     broken.write_text("papers: [", encoding="utf-8")

@@ -129,6 +129,8 @@ def test_links_lead_to_https_or_nowhere(render, label: str, url: str) -> None:
         "//example.org/",
         "https://user:secret@example.org/",
         "https://localhost/",
+        "https://127.0.0.1/",
+        "https://a..org/",
         "https:///path",
         "https://exa mple.org/",
         "https://example.org/\n",

@@ -14,8 +14,8 @@
     }],
     ["stage", "Budget", {
       "training-free": "no training",
-      "post-training": "fine-tuning or distillation",
-      "during-training": "while training the model",
+      "post-training": "fine-tune or distil",
+      "during-training": "while training",
       "from-scratch": "training from scratch",
       "dynamic-inference": "decided while sampling",
     }],
