@@ -725,11 +725,11 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
         "contributing.md": _contributing(inputs),
         "llms.txt": llms_txt(inputs.literature).decode(),
     }
-    for group in context["families"].values():
-        for family, members in group:
-            found[f"families/{family.value}.md"] = page(
-                "family.md.j2", family=family, members=members
-            )
+    by_family: dict[Family, list[Paper]] = {}
+    for family, members in (pair for group in context["families"].values() for pair in group):
+        by_family[family] = by_family.get(family, []) + members
+    for family, members in by_family.items():
+        found[f"families/{family.value}.md"] = page("family.md.j2", family=family, members=members)
     for paper in inputs.literature.papers:
         found[f"papers/{paper.id}.md"] = page(
             "paper.md.j2",
@@ -762,7 +762,7 @@ _RELATIVE_LINK = re.compile(r"\]\((?!https://|#)([^)\s]+)\)")
 def _contributing(inputs: Inputs) -> str:
     base = f"{inputs.project.repository}/blob/main/"
     text = _RELATIVE_LINK.sub(partial(_absolute, base), inputs.contributing)
-    return text or "# Contributing\n"
+    return "---\ntitle: Contributing\nhide: [navigation]\n---\n" + (text or "# Contributing\n")
 
 
 def _absolute(base: str, match: re.Match[str]) -> str:

@@ -287,6 +287,15 @@ def test_paper_page_says_what_it_rests_on_and_relates_to() -> None:
     assert "@inproceedings{first," in first
 
 
+def test_a_family_page_lists_both_halves_of_the_list() -> None:
+    papers = literature().papers
+    same = papers[1].model_copy(update={"family": papers[0].family})
+    both = literature().model_copy(update={"papers": (papers[0], same)})
+    page = render.pages(inputs(both), TEMPLATES)["families/weight-pruning.md"]
+    assert "(../papers/first.md)" in page
+    assert "(../papers/second.md)" in page
+
+
 def test_only_entries_without_a_read_source_carry_the_warning() -> None:
     paper = literature().papers[0]
     warned = {e for e in Evidence if render.weak_evidence(paper.model_copy(update={"evidence": e}))}
