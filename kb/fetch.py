@@ -615,7 +615,7 @@ def fetch(identifier: Identifier, client: Client, endpoints: Endpoints) -> tuple
         published = _fetch_crossref(Identifier("doi", work.doi), client, endpoints)
     except (Unusable, Failure) as error:
         return (replace(work, hints=(*work.hints, f"DOI {work.doi} was not looked up: {error}")),)
-    if title_likeness(work.title, published.title) < 0.6 and not authors_agree(
+    if title_likeness(work.title, published.title) < 0.75 and not authors_agree(
         work.authors, published.authors
     ):
         hint = f"DOI {work.doi}, which arXiv names, belongs to {published.title!r}"

@@ -10,6 +10,7 @@ Proxies, netrc and cookies are not used: behind a proxy the checked address coul
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import ipaddress
 import json
@@ -386,13 +387,13 @@ class Cache:
         try:
             with self._lock:
                 value = json.loads(self._store[key])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError, sqlite3.DatabaseError):
             return None
         return value if isinstance(value, dict) else None
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
-        """Store an object under `key`, a hexadecimal digest."""
-        with self._lock:
+        """Store an object under `key`, a hexadecimal digest; a damaged file keeps nothing."""
+        with self._lock, contextlib.suppress(sqlite3.DatabaseError):
             self._store[key] = json.dumps(value)
 
     def close(self) -> None:

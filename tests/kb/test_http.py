@@ -300,10 +300,11 @@ def test_retry_after_that_makes_no_sense(client: Client, server: Server, clock: 
     assert clock.slept == [1.0]
 
 
+@pytest.mark.parametrize("after", ["86400", "Fri,%2001%20Jan%202100%2000:00:00%20GMT"])
 def test_a_host_that_asks_for_too_much_patience_is_left_alone(
-    client: Client, server: Server, clock: FakeClock
+    client: Client, server: Server, clock: FakeClock, after: str
 ) -> None:
-    assert client.ask(f"{server.url}/status/429?retry-after=86400").status == 429
+    assert client.ask(f"{server.url}/status/429?retry-after={after}").status == 429
     assert failure(client, f"{server.url}/ok").kind == "asked-to-wait"
     assert (len(server.asked), clock.slept) == (1, [])
     clock.time += 86400
@@ -381,6 +382,18 @@ def test_a_cache_that_is_no_database_is_replaced(
     with cached_client(server, clock, path) as client:
         assert client.ask(f"{server.url}/ok").status == 200
         assert client.ask(f"{server.url}/ok").cached
+
+
+def test_a_damaged_cache_is_no_obstacle(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with cached_client(server, clock, path) as client:
+        for i in range(200):
+            client.ask(f"{server.url}/ok?{i}")
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    path.write_bytes(data)
+    with cached_client(server, clock, path) as client:
+        assert [client.ask(f"{server.url}/ok?{i}").status for i in range(5)] == [200] * 5
 
 
 def test_a_cached_record_that_is_not_ours_is_ignored(
