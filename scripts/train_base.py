@@ -27,16 +27,21 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice")] = 0,
     device: str = "cpu",
     save_every: Annotated[int, typer.Option(help="optimizer steps between saves")] = 250,
+    state: Annotated[Path | None, typer.Option(help="resumable state (safetensors)")] = None,
+    log: Annotated[Path | None, typer.Option(help="training log (JSON lines)")] = None,
 ) -> None:
-    """Write weights and the training log to models/NAME, the resumable state to build/train."""
+    """Keep the state in build/train/NAME and the log in models/NAME unless told otherwise.
+
+    scripts/base_card.py turns the finished state into the shipped pipeline directory.
+    """
     if name not in zoo.BASES:
         raise typer.BadParameter(f"unknown base {name!r}; known: {', '.join(zoo.BASES)}")
     if threads:
         torch.set_num_threads(threads)
     recipe = train.Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
     base, scheduler = zoo.BASES[name], zoo.ddpm_scheduler()
-    state_path = Path("build/train") / name / "state.safetensors"
-    log_path = base.folder / "training_log.jsonl"
+    state_path = state or Path("build/train") / name / "state.safetensors"
+    log_path = log or base.folder / "training_log.jsonl"
 
     torch.manual_seed(seed)
     model = base.build().to(device)
@@ -54,9 +59,9 @@ def main(
         }
         train.load_weights(model, split["model"])
         ema, optimizer_state = split["ema"], split["optimizer"]
-        log = [record for record in journal.read(log_path) if record["step"] <= start]
-        spent = log[-1]["seconds"] if log else 0.0
-        journal.rewrite(log_path, log)
+        records = [record for record in journal.read(log_path) if record["step"] <= start]
+        spent = records[-1]["seconds"] if records else 0.0
+        journal.rewrite(log_path, records)
     else:
         journal.rewrite(log_path, [])
 
