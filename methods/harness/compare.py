@@ -43,13 +43,13 @@ PICTURED = 12  # images a row of the sample grid
 # tables say so; the standard comparison is the one that is committed.
 QUICK_METHODS = ("dense", "random_pruning", "magnitude", "diff_pruning")
 QUICK_MACS = (0.75, 0.5)
-QUICK_FINETUNE = (0, 40)
+QUICK_FINETUNE = (0, 30)
 QUICK_SETTINGS = (
     "finetune.batch_size=32",
     "diff_pruning.batch_size=32",
     "diff_pruning.stride=10",
 )
-QUICK_PROTOCOL = Protocol(samples=250, steps=10, reference=2_000, latency_rounds=8)
+QUICK_PROTOCOL = Protocol(samples=200, steps=10, reference=2_000, latency_rounds=8)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""Records of runs: validation, the table, and what may be said about order."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kb import results
+
+
+def record(
+    method: str = "magnitude", seed: int = 0, frechet: float = 100.0, steps: int = 0, **more: Any
+) -> dict[str, Any]:
+    macs = more.get("macs", 750)
+    size = {"params": 80, "nonzero_params": 80, "weight_bytes": 320, "macs": macs}
+    size["macs_with_attention"] = macs + 10
+    dense = {"params": 100, "nonzero_params": 100, "weight_bytes": 400, "macs": 1000}
+    dense["macs_with_attention"] = 1010
+    rounds = {"cpu_seconds": [0.2, 0.2], "wall_seconds": [0.2, 0.2]}
+    recipe = [{"method": method, "config": {"macs": 0.75}}]
+    slug = f"{method}-macs0.75"
+    cost = {"method": method, "seconds": 1.5, "cpu_seconds": 1.0, "optimizer_steps": 0}
+    cost |= {"denoiser_calls": 2, "denoiser_images": 8, "peak_memory_bytes": 9}
+    costs = [cost]
+    if steps:
+        recipe.append({"method": "finetune", "config": {"steps": steps}})
+        slug += f"+finetune-steps{steps}"
+        costs.append(cost | {"method": "finetune", "optimizer_steps": steps})
+    return {
+        "schema": 1,
+        "task": "fashion_unet",
+        "slug": slug,
+        "recipe": recipe,
+        "seed": seed,
+        "size": size | {"dense": dense},
+        "latency": {
+            "batch": 8,
+            "threads": 1,
+            "precision": "fp32",
+            "device": "cpu",
+            "speedup_cpu": more.get("speedup", 1.25),
+            "speedup_wall": 1.2,
+            "fewer_macs_but_slower": False,
+            "dense": rounds,
+            "pruned": rounds,
+        },
+        "memory": {"what": "x", "batch": 8, "peak_bytes": 5, "dense_peak_bytes": 10},
+        "quality": {
+            "frechet": frechet,
+            "kernel": frechet / 100,
+            "kernel_standard_error": 0.1,
+            "mse_to_dense": 0.1,
+            "ssim_to_dense": 0.5,
+        },
+        "protocol": {"samples": 100, "steps": 10, "sampler": "ddim, eta 0"},
+        "cost": costs,
+        "notes": [{"method": method}],
+        "provenance": {
+            "command": "python -m methods run",
+            "date": "2026-01-01T00:00:00+00:00",
+            "commit": "0" * 40,
+            "dirty": False,
+            "code_sha256": "c",
+            "base": "fashion_unet",
+            "base_sha256": "b",
+            "system": {"cpu": "a processor"},
+        },
+    }
+
+
+def write(root: Path, data: dict[str, Any]) -> Path:
+    path = root / data["task"] / data["slug"] / f"{data['seed']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def table_of(root: Path, *data: dict[str, Any]) -> results.Table:
+    for item in data:
+        write(root, item)
+    return results.table("fashion_unet", root)
+
+
+def row(table: results.Table, method: str) -> results.Table:
+    return next(row for row in table["rows"] if row["method"] == method)
+
+
+def test_rows_hold_mean_range_and_count_over_seeds(tmp_path: Path) -> None:
+    values = (90.0, 100.0, 130.0)
+    data = [record(seed=seed, frechet=value, steps=150) for seed, value in enumerate(values)]
+    table = table_of(tmp_path, *data)
+    (only,) = table["rows"]
+    spread = only["frechet"]
+    assert spread["mean"] == pytest.approx(statistics.fmean(values))
+    assert (spread["min"], spread["max"], spread["n"]) == (90, 130, 3)
+    assert only["macs_fraction"] == 0.75 and only["params_fraction"] == 0.8
+    assert only["optimizer_steps"] == 150 and only["cost_seconds"] == 3.0
+    assert only["seeds"] == [0, 1, 2] and only["rank"] is None
+
+
+def test_paired_interval_is_students() -> None:
+    low, high = results.paired_interval([1.0, 2.0, 3.0]) or (0.0, 0.0)
+    half = 4.302652729749464 / math.sqrt(3)  # t of 2 degrees of freedom at 0.975; deviation 1
+    assert low == pytest.approx(2 - half) and high == pytest.approx(2 + half)
+    assert results.paired_interval([1.0]) is None
+
+
+def test_order_is_claimed_where_the_paired_interval_excludes_zero(tmp_path: Path) -> None:
+    # Seeds differ by far more than methods do: only the pairing can tell the two apart.
+    data = [record("magnitude", s, 100.0 * s + 100) for s in range(3)]
+    data += [record("diff_pruning", s, 100.0 * s + 90 - s) for s in range(3)]
+    table = table_of(tmp_path, *data)
+    pair = next(p for p in table["comparisons"] if p["metric"] == "frechet")
+    better = pair[pair["better"]]
+    assert better == "diff_pruning-macs0.75"
+    assert abs(pair["difference"]) == pytest.approx(11.0) and pair["seeds"] == [0, 1, 2]
+    assert row(table, "diff_pruning")["rank"] == "1"
+    assert row(table, "magnitude")["rank"] == "2"
+
+
+def test_ties_are_drawn_as_ties(tmp_path: Path) -> None:
+    data = [record("magnitude", s, v) for s, v in enumerate((100.0, 120.0, 110.0))]
+    data += [record("diff_pruning", s, v) for s, v in enumerate((110.0, 100.0, 111.0))]
+    table = table_of(tmp_path, *data)
+    assert {r["rank"] for r in table["rows"]} == {"1="}
+    assert {p["better"] for p in table["comparisons"]} == {"tie"}
+
+
+def test_one_seed_claims_no_order(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record("magnitude", 0, 500.0), record("diff_pruning", 0, 1.0))
+    assert {p["interval"] for p in table["comparisons"]} == {None}
+    assert {r["rank"] for r in table["rows"]} == {"1="}
+
+
+def test_unequal_sizes_or_retraining_are_not_compared(tmp_path: Path) -> None:
+    small = record("diff_pruning", macs=500)
+    assert table_of(tmp_path, record(), small, record("random", steps=5))["comparisons"] == []
+
+
+def test_no_speed_gain_is_flagged(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record(speedup=1.002))
+    assert table["rows"][0]["no_faster"]
+    assert results.cells(table["rows"][0])["speedup"] == "1.00× !"
+    assert any("no faster" in note for note in table["notes"])
+
+
+def test_rows_that_read_alike_get_their_slug(tmp_path: Path) -> None:
+    other = record()
+    other["slug"] = "magnitude-ratio0.3"
+    table = table_of(tmp_path, record(), other)
+    assert {r["recipe"] for r in table["rows"]} == {"magnitude-macs0.75", "magnitude-ratio0.3"}
+
+
+def test_text_json_and_markdown_say_the_same(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record(), record("diff_pruning", steps=5))
+    assert json.loads(json.dumps(table)) == table
+    plain, marked = results.text(table), results.markdown(table)
+    for line in table["rows"]:
+        for cell in results.cells(line).values():
+            assert cell in plain and cell.replace("_", "\\_") in marked
+
+
+def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record())
+    table["rows"][0]["recipe"] = "a|b"
+    line = results.markdown(table).splitlines()[2]
+    assert line.startswith("| a\\|b |")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "not whole JSON"),
+        (lambda _: "", "not whole JSON"),
+        (lambda _: "[" * 100_000, "not whole JSON"),
+        (lambda _: "[]", "the file"),
+        (lambda _: "{}", "schema"),
+        (lambda text: text.replace('"frechet": 100.0', '"frechet": NaN'), "quality.frechet"),
+        (lambda text: text.replace('"frechet": 100.0', '"frechet": "low"'), "quality.frechet"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "move it"),
+        (lambda text: text.replace('"notes"', '"remarks"'), "notes"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_field(tmp_path: Path, spoil: Any, says: str) -> None:
+    path = write(tmp_path, record())
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(results.ResultsError) as caught:
+        results.table("fashion_unet", tmp_path)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, record())
+    path.write_bytes(b"\xe9\xff" + path.read_bytes())
+    with pytest.raises(results.ResultsError, match="not whole JSON"):
+        results.load(path)
+
+
+def test_protocols_and_bases_are_not_mixed(tmp_path: Path) -> None:
+    odd = copy.deepcopy(record(seed=1))
+    odd["protocol"]["samples"] = 7
+    write(tmp_path, odd)
+    write(tmp_path, record())
+    with pytest.raises(results.ResultsError, match=r"different protocols \(samples\)"):
+        results.table("fashion_unet", tmp_path)
+    other = record(seed=1)
+    other["provenance"]["base_sha256"] = "another"
+    write(tmp_path, other)
+    with pytest.raises(results.ResultsError, match="different weights"):
+        results.table("fashion_unet", tmp_path)
+
+
+def test_tasks_are_those_with_records(tmp_path: Path) -> None:
+    assert results.tasks(tmp_path / "nowhere") == ()
+    write(tmp_path, record())
+    assert results.tasks(tmp_path) == ("fashion_unet",)
+    with pytest.raises(results.ResultsError, match="tasks with results: fashion_unet"):
+        results.table("other", tmp_path)
