@@ -7,13 +7,13 @@ numbers contradict each other when no values within their intervals agree.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
 from kb.load import Corpus, FieldPath
-from kb.rules.registry import Finding, rows, rule
+from kb.rules.registry import Finding, measures, rows, rule
 from kb.schema import Bound, Measure, Metric, Paper, Result, RowRole, RowStatus, SparsityKind
 
 
@@ -57,9 +57,13 @@ def _from_speedup(measure: Measure) -> Interval | None:
     return Interval(1 - 1 / value.low, 1 - 1 / value.high) if value.low > 0 else None
 
 
-def _exact(row: Result, metrics: Collection[Metric]) -> Iterator[tuple[int, Measure]]:
+def _is_exact(measure: Measure) -> bool:
+    return measure.bound is Bound.EXACT and measure.upper is None
+
+
+def _exact(row: Result, metrics: tuple[Metric, ...]) -> Iterator[tuple[int, Measure]]:
     for index, measure in enumerate(row.measures):
-        if measure.metric in metrics and measure.bound is Bound.EXACT and measure.upper is None:
+        if measure.metric in metrics and _is_exact(measure):
             yield index, measure
 
 
@@ -67,22 +71,21 @@ def _exact(row: Result, metrics: Collection[Metric]) -> Iterator[tuple[int, Meas
 class _Quantity:
     """Ways in which a row can say how much of one thing was saved."""
 
-    counts: frozenset[Metric]
+    counts: tuple[Metric, ...]
     """Measures that fall from their dense value."""
-    saved: frozenset[Metric]
-    """Percentages saved."""
+    saved: tuple[Metric, ...]
+    """Percentages saved, or speed-ups."""
     kind: SparsityKind | None = None
-    speedup: bool = False
+    """The kind of sparsity that speaks of the same thing."""
 
 
 def _contradictions(corpus: Corpus, quantity: _Quantity) -> Iterator[Finding]:
-    relevant = quantity.counts | quantity.saved
-    for entry, path, row in rows(corpus):
+    found = {id(n.row): n for n in measures(corpus, *quantity.counts) if n.measure.dense}
+    for entry, place, row, _ in found.values():
         # The note of a disputed row explains the contradiction.
         if row.status is RowStatus.DISPUTED or row.role is RowRole.DENSE:
             continue
-        if not any(m.metric in relevant for m in row.measures):
-            continue
+        path = place[:2]
         counted = [
             (m, interval)
             for _, m in _exact(row, quantity.counts)
@@ -120,21 +123,21 @@ def _stated(
 
 @rule("arithmetic-params", "error", "Parameters before and after give the fraction removed.")
 def arithmetic_params(corpus: Corpus) -> Iterator[Finding]:
-    counts, saved = frozenset({Metric.PARAMS}), frozenset({Metric.PARAMS_REMOVED})
+    counts, saved = (Metric.PARAMS,), (Metric.PARAMS_REMOVED,)
     yield from _contradictions(corpus, _Quantity(counts, saved, SparsityKind.PARAMS))
 
 
 @rule("arithmetic-macs", "error", "Operations before and after give the fraction saved.")
 def arithmetic_macs(corpus: Corpus) -> Iterator[Finding]:
-    counts = frozenset({Metric.MACS, Metric.MACS_TOTAL, Metric.FLOPS})
-    saved = frozenset({Metric.COMPUTE_SAVED})
+    counts = (Metric.MACS, Metric.MACS_TOTAL, Metric.FLOPS)
+    saved = (Metric.COMPUTE_SAVED,)
     yield from _contradictions(corpus, _Quantity(counts, saved, SparsityKind.MACS))
 
 
 @rule("arithmetic-time", "error", "Speed-up times latency is the dense latency.")
 def arithmetic_time(corpus: Corpus) -> Iterator[Finding]:
-    saved = frozenset({Metric.SPEEDUP, Metric.LATENCY_SAVED})
-    yield from _contradictions(corpus, _Quantity(frozenset({Metric.LATENCY}), saved))
+    saved = (Metric.SPEEDUP, Metric.LATENCY_SAVED)
+    yield from _contradictions(corpus, _Quantity((Metric.LATENCY,), saved))
 
 
 @rule("arithmetic-memory", "error", "Memory and size before and after give the share saved.")
@@ -143,13 +146,13 @@ def arithmetic_memory(corpus: Corpus) -> Iterator[Finding]:
         (Metric.MEMORY, Metric.MEMORY_SAVED),
         (Metric.MODEL_SIZE, Metric.SIZE_SAVED),
     ):
-        yield from _contradictions(corpus, _Quantity(frozenset({count}), frozenset({saved})))
+        yield from _contradictions(corpus, _Quantity((count,), (saved,)))
 
 
 @rule("arithmetic-steps", "error", "Steps before and after give the fraction of steps saved.")
 def arithmetic_steps(corpus: Corpus) -> Iterator[Finding]:
-    counts = frozenset({Metric.STEPS})
-    yield from _contradictions(corpus, _Quantity(counts, frozenset(), SparsityKind.STEPS))
+    counts = (Metric.STEPS,)
+    yield from _contradictions(corpus, _Quantity(counts, (), SparsityKind.STEPS))
 
 
 @rule("arithmetic-saved", "error", "Two shares saved of one thing are one share.")
@@ -165,7 +168,7 @@ def arithmetic_saved(corpus: Corpus) -> Iterator[Finding]:
         if row.status is RowStatus.DISPUTED or row.note is not None:
             continue
         for kind, metric in pairs:
-            for index, measure in _exact(row, {metric}) if sparsity.kind is kind else ():
+            for index, measure in _exact(row, (metric,)) if sparsity.kind is kind else ():
                 if measure.note is None and not printed(sparsity.value).meets(_percent(measure)):
                     yield Finding(
                         entry,
@@ -177,39 +180,34 @@ def arithmetic_saved(corpus: Corpus) -> Iterator[Finding]:
 
 @rule("arithmetic-fid", "error", "FID change is FID minus the dense FID.")
 def arithmetic_fid(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, row in rows(corpus):
-        if row.status is RowStatus.DISPUTED or len(row.measures) < 2:
+    for entry, path, row, change in measures(corpus, Metric.FID_CHANGE):
+        if row.status is RowStatus.DISPUTED or not _is_exact(change):
             continue
-        for _, fid in _exact(row, {Metric.FID}):
-            for index, change in _exact(row, {Metric.FID_CHANGE}):
-                if fid.dense is None or fid.note != change.note:
-                    continue
-                value, dense = printed(fid.value), printed(fid.dense)
-                if not Interval(value.low - dense.high, value.high - dense.low).meets(
-                    printed(change.value)
-                ):
-                    yield Finding(
-                        entry,
-                        (*path, "measures", index, "value"),
-                        f"{change.value}, but FID goes from {fid.dense} to {fid.value}",
-                        "check sign and digits; a rise is positive",
-                    )
+        for _, fid in _exact(row, (Metric.FID,)):
+            if fid.dense is None or fid.note != change.note:
+                continue
+            value, dense = printed(fid.value), printed(fid.dense)
+            difference = Interval(value.low - dense.high, value.high - dense.low)
+            if not difference.meets(printed(change.value)):
+                yield Finding(
+                    entry,
+                    (*path, "value"),
+                    f"{change.value}, but FID goes from {fid.dense} to {fid.value}",
+                    "check sign and digits; a rise is positive",
+                )
 
 
 @rule("steps-protocol", "error", "The steps that are measured are the steps that are taken.")
 def steps_protocol(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, row in rows(corpus):
+    for entry, path, row, measure in measures(corpus, Metric.STEPS):
         taken = row.protocol.steps
-        if taken is None:
-            continue
-        for index, measure in _exact(row, {Metric.STEPS}):
-            if measure.value != taken and measure.note is None:
-                yield Finding(
-                    entry,
-                    (*path, "measures", index, "value"),
-                    f"{measure.value:g} steps, but protocol.steps is {taken}",
-                    "correct one of them",
-                )
+        if taken not in (None, measure.value) and measure.note is None and _is_exact(measure):
+            yield Finding(
+                entry,
+                (*path, "value"),
+                f"{measure.value:g} steps, but protocol.steps is {taken}",
+                "correct one of them",
+            )
 
 
 def _table(row: Result) -> tuple[object, ...]:

