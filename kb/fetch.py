@@ -74,9 +74,7 @@ def connect(test_server: str | None = None) -> tuple[Client, Endpoints]:
     tokens = {"api.github.com": token} if token else {}
     if test_server is None:
         return Client(cache=open_cache(), tokens=tokens), Endpoints()
-    policy = Policy(
-        read_timeout=2.0, pace=0.0, paces={}, backoff=0.0, exempt=frozenset({test_server})
-    )
+    policy = Policy(pace=0.0, paces={}, backoff=0.0, exempt=frozenset({test_server}))
     return Client(policy, cache=open_cache()), endpoints_at(f"http://{test_server}")
 
 

@@ -21,7 +21,7 @@ from kb.links import Finding, Kind, Link, Memory, Patience, Verdict, check, link
 from kb.load import corpus, load, parse
 
 from .server import Reply, Server, serving
-from .test_http import QUICK, FakeClock
+from .test_http import IMPATIENT, QUICK, FakeClock
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).parent / "recorded"
@@ -83,8 +83,9 @@ def clock() -> FakeClock:
 def judge(server: Server, clock: FakeClock, tmp_path: Path) -> Callable[..., list[Finding]]:
     """One run over links, with the memory of the runs before."""
 
-    def run(*wanted: Link, retries: int = 0) -> list[Finding]:
-        policy = replace(QUICK, retries=retries, pace=0.0, exempt=frozenset({server.host}))
+    def run(*wanted: Link, patient: bool = True) -> list[Finding]:
+        policy = QUICK if patient else IMPATIENT
+        policy = replace(policy, retries=0, pace=0.0, exempt=frozenset({server.host}))
         memory = Memory(tmp_path / "links.jsonl")
         with Client(policy, clock=clock) as client:
             found = check(wanted, client, endpoints_at(server.url), memory)
@@ -178,7 +179,7 @@ def test_links_of_our_own_file_have_lines() -> None:
 def test_pages(
     judge: Callable[..., list[Finding]], server: Server, path: str, expected: str
 ) -> None:
-    (finding,) = judge(web(server, path))
+    (finding,) = judge(web(server, path), patient=path not in ("silent", "drip"))
     assert finding.verdict.value == expected, finding.detail
     assert finding.red == (expected == "refused")
 
@@ -372,7 +373,7 @@ def test_an_interrupt_stops_all_hosts(server: Server, clock: FakeClock) -> None:
         # Two names, so that the two servers are two hosts.
         wanted[0] = Link(Kind.WEB, f"http://quick.test:{server.port}/ok")
         exempt = frozenset({slow.host, f"quick.test:{server.port}"})
-        policy = replace(QUICK, pace=0.0, retries=0, exempt=exempt)
+        policy = replace(IMPATIENT, pace=0.0, exempt=exempt)
         with (
             Client(policy, clock=clock, resolve=lambda host, port: ["127.0.0.1"]) as client,
             pytest.raises(KeyboardInterrupt),
