@@ -228,11 +228,16 @@ def source(reference: str) -> Markup:
 
 
 def row_source(origin: Source) -> Markup:
-    """Where a result row was read."""
+    """Where a result row was read: place, document with its version, and through what."""
     place = origin.place + (f", {origin.row}" if origin.row and origin.row != origin.place else "")
+    document, _, _ = origin.document.partition(" ")
+    if document.startswith("https://"):
+        document = document.removeprefix("https://").split("/", 1)[0]
     shown = link(place, source_url(origin.document))
-    via = source_url(origin.via) if origin.via else None
-    return shown + Markup(" via ") + link(origin.via, via) if origin.via else shown
+    shown += Markup("<br><small>") + plain(document)
+    if origin.via:
+        shown += Markup(" via ") + link(origin.via, source_url(origin.via))
+    return shown + Markup("</small>")
 
 
 _BOUND = {"about": "≈ ", "at-most": "≤ ", "at-least": "≥ "}
