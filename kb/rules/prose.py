@@ -249,13 +249,13 @@ def copied_summary(corpus: Corpus) -> Iterator[Finding]:
 
 
 _OPENING = re.compile(
-    r"(?:todo|tbd|tba|fixme|xxx|lorem|coming soon|placeholder|insert |to be (?:added|filled|done))"
-    r"|(?:n/?a|unknown|\?+|-+|\.\.\.|…)$",
-    re.IGNORECASE,
+    r"(?:TODO|[Tt]odo|TBD|tbd|TBA|tba|FIXME|XXX)\b"
+    r"|(?i:lorem|coming soon|placeholder|insert |to be (?:added|filled|done))"
+    r"|(?i:n/?a|unknown|\?+|-+|\.\.\.|…)$"
 )
-_WITHIN = re.compile(r"lorem ipsum|\bexample\.(?:com|org)\b|\b(?:todo|tbd|fixme)\b:", re.IGNORECASE)
+_WITHIN = re.compile(r"[Ll]orem ipsum|\bexample\.(?:com|org)\b|\b(?:TODO|TBD|FIXME)\b")
 # Texts without one of these cannot match the pattern, which is slower to look for.
-_HINTS = ("ipsum", "IPSUM", "example.", "TODO", "todo:", "TBD", "tbd:", "FIXME", "fixme:")
+_HINTS = ("ipsum", "example.", "TODO", "TBD", "FIXME")
 
 
 @rule("placeholder", "error", "A promise is not a fact; leave the key out until it is known.")

@@ -230,21 +230,17 @@ _RATIO_PAIRS: Mapping[SparsityKind, tuple[Metric, ...]] = {
 
 @rule("sparsity-unstated", "warning", "The counts say what was removed; only the kind is missing.")
 def sparsity_unstated(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, row in rows(corpus):
-        sparsity = row.sparsity
-        if sparsity.kind is not SparsityKind.UNSTATED or row.role is RowRole.DENSE:
+    for entry, path, row, measure in measures(corpus, Metric.PARAMS):
+        if row.sparsity.kind is not SparsityKind.UNSTATED or row.role is RowRole.DENSE:
             continue
-        for kind, metrics in _RATIO_PAIRS.items():
-            pair = next((m for m in row.measures if m.metric in metrics and m.dense), None)
-            if pair is not None and pair.dense and pair.value < pair.dense:
-                yield Finding(
-                    entry,
-                    (*path, "sparsity", "kind"),
-                    f"unstated, but the row gives {pair.metric.value} before and after",
-                    f"write kind: {kind.value}, value: {1 - pair.value / pair.dense:.3f}, "
-                    "origin: derived",
-                )
-                break
+        if measure.dense is not None and measure.value < measure.dense:
+            yield Finding(
+                entry,
+                (*path[:2], "sparsity", "kind"),
+                "unstated, but the row gives the parameters before and after",
+                f"write kind: params, value: {1 - measure.value / measure.dense:.3f}, "
+                "origin: derived",
+            )
 
 
 @rule("sparsity-origin", "warning", "A value computed here says from what it was computed.")
@@ -490,14 +486,18 @@ _ARXIV = re.compile(r"arxiv:(\d{4}\.\d{4,5})(?:v(\d+))?")
 
 @rule("source-version", "warning", "Tables change from one version of a paper to the next.")
 def source_version(corpus: Corpus) -> Iterator[Finding]:
-    for entry, path, row in rows(corpus):
-        match = _ARXIV.match(row.source.document)
-        if match and match[2] is None and row.source.via is None:
+    for entry in corpus.papers:
+        bare: list[FieldPath] = []
+        for index, row in enumerate(entry.record.results):
+            match = _ARXIV.match(row.source.document)
+            if match and match[2] is None and row.source.via is None:
+                bare.append(("results", index, "source", "document"))
+        if bare:
             yield Finding(
                 entry,
-                (*path, "source", "document"),
-                f"{match.group()} without version",
-                "add the version that was read: v1",
+                bare[0],
+                f"{_count(len(bare))} of a paper without version",
+                "add the version that was read: v1; or say in via: through what it was read",
             )
 
 
