@@ -1,4 +1,4 @@
-"""`python -m methods`: list, run, compare, table, count, sample."""
+"""`python -m methods`: list, run, compare, table, count, claims, sample."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 FAILURE, BAD_USAGE, INTERRUPTED = 1, 2, 130
 _TRACEBACK = "METHODS_TRACEBACK"
 _WIDE = 150  # columns of a table that is printed into a file or a pipe
@@ -238,6 +239,40 @@ def count(
     console().print(f"{model}: {architecture.describes}", highlight=False)
     for key in ("params", "macs", "macs_with_attention"):
         console().print(f"{key:20} {found[key]:>18,}", highlight=False)
+
+
+@app.command()
+def claims(as_json: JsonOption = False) -> None:
+    """Claims of papers.yaml about parameters and MACs, recomputed from the architectures."""
+    from kb.load import Unreadable, load_literature
+    from methods.harness import claims as ledger
+
+    with usage_errors():
+        try:
+            literature = load_literature(ROOT / "papers.yaml")
+        except Unreadable as error:
+            raise ValueError(str(error.problem)) from error
+    found = ledger.claims(literature)
+    if as_json:
+        emit([claim.as_json() for claim in found])
+        return
+    shown = RichTable(box=None, pad_edge=False)
+    for column in ("paper", "row", "what", "claimed", "recomputed", "verdict", "assumption"):
+        shown.add_column(column, no_wrap=column != "assumption")
+    for claim in found:
+        recomputed = "-" if claim.recomputed is None else f"{claim.recomputed:g} {claim.unit}"
+        shown.add_row(
+            claim.paper,
+            claim.row,
+            f"{claim.what} {claim.metric}",
+            f"{claim.claimed:g} {claim.unit}",
+            recomputed,
+            claim.verdict,
+            claim.assumption,
+        )
+    console().print(shown)
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in ledger.summary(found).items())
+    console().print(f"{len(found)} claims: {counts}", highlight=False)
 
 
 @app.command()

@@ -223,7 +223,7 @@ def time_denoisers(
         # diffusers' own ``to`` logs a warning for every cast, whether or not one is needed.
         nn.Module.to(clone, device=device, dtype=dtype)
         if channels_last:
-            clone.to(memory_format=torch.channels_last)
+            clone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         def forward() -> None:
             with torch.inference_mode():
@@ -333,7 +333,7 @@ class _LiveBytes(TorchDispatchMode):
     """Follows storages that operations create, by weak references."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         # A weak reference keeps a storage's address from being reused, so it can serve as the key.
         self._given: dict[int, StorageWeakRef] = {}

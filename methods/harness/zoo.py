@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,25 @@ def _stable_diffusion(heads: int | tuple[int, ...], text_width: int, linear: boo
     )
 
 
+def _bk_sdm(size: str, version: int) -> nn.Module:
+    """BK-SDM (Kim et al., arXiv 2305.15798): one pair a stage down, two up; Small has no middle,
+    Tiny has neither the middle nor the lowest-resolution stage."""
+    stages = 3 if size == "tiny" else 4
+    down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    return UNet2DConditionModel(
+        sample_size=64,
+        layers_per_block=1,
+        block_out_channels=(320, 640, 1280, 1280)[:stages],
+        down_block_types=down[:stages],
+        up_block_types=up[-stages:],
+        mid_block_type="UNetMidBlock2DCrossAttn" if size == "base" else None,
+        cross_attention_dim=768 if version == 1 else 1024,
+        attention_head_dim=8 if version == 1 else (5, 10, 20, 20)[:stages],
+        use_linear_projection=version == 2,
+    )
+
+
 def _sdxl() -> nn.Module:
     return UNet2DConditionModel(
         sample_size=128,
@@ -223,6 +243,16 @@ ARCHITECTURES = {
             "U-Net of Stable Diffusion v2.1-base, 64x64 latent, 77 text tokens",
             lambda: _stable_diffusion((5, 10, 20, 20), 1024, linear=True),
             _unet_inputs(64, text=(77, 1024)),
+        ),
+        *(
+            Architecture(
+                f"bk_sdm_{'v2_' if version == 2 else ''}{size}",
+                f"U-Net of BK-SDM-{'v2-' if version == 2 else ''}{size.capitalize()}",
+                partial(_bk_sdm, size, version),
+                _unet_inputs(64, text=(77, 768 if version == 1 else 1024)),
+            )
+            for version in (1, 2)
+            for size in ("base", "small", "tiny")
         ),
         Architecture(
             "sdxl",
