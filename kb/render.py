@@ -600,9 +600,20 @@ def speed_needs(paper: Paper) -> str:
     return "; ".join(dict.fromkeys(_NEEDS[g] for g in paper.granularity))
 
 
+_STABLE = re.compile(r"(?:stable diffusion|sd)[ -]?v?([123](?:\.\d)?)", re.IGNORECASE)
+
+
+def model_words(paper: Paper) -> str:
+    """Base models with the other spellings that people search for."""
+    names = " ".join(paper.base_models)
+    versions = dict.fromkeys(_STABLE.findall(names))
+    spellings = (f"sd{v} sd v{v} stable diffusion {v} stable diffusion v{v}" for v in versions)
+    return " ".join((names, *spellings))
+
+
 def models_named(literature: Literature) -> tuple[str, ...]:
     """Names of well-known models that occur among the base models, as search suggestions."""
-    everything = " | ".join(b for p in literature.papers for b in p.base_models).lower()
+    everything = " | ".join(map(model_words, literature.papers)).lower()
     return tuple(name for name in _MODEL_NAMES if name.lower() in everything)
 
 
@@ -637,6 +648,7 @@ def environment(templates: Path) -> jinja2.Environment:
         heading=heading,
         front_title=lambda text: Markup(json.dumps(title(text), ensure_ascii=False)),
         link=link,
+        model_words=model_words,
         protocol=protocol,
         removed=removed,
         report_items=tuple(ReportItem),

@@ -297,6 +297,15 @@ def test_a_family_page_lists_both_halves_of_the_list() -> None:
     assert "(../papers/second.md)" in page
 
 
+def test_models_are_found_by_any_usual_spelling() -> None:
+    paper = literature().papers[0]
+    for name in ("SD1.5", "SD v1.5", "Stable Diffusion v1.5", "Stable Diffusion 1.5"):
+        words = render.model_words(paper.model_copy(update={"base_models": (name,)}))
+        assert "sd1.5" in words
+        assert "stable diffusion v1.5" in words
+    assert render.model_words(paper.model_copy(update={"base_models": ("SDXL",)})) == "SDXL"
+
+
 def test_only_entries_without_a_read_source_carry_the_warning() -> None:
     paper = literature().papers[0]
     warned = {e for e in Evidence if render.weak_evidence(paper.model_copy(update={"evidence": e}))}
