@@ -98,10 +98,12 @@ def _renamed(gone: Mapping[str, Plain], come: Mapping[str, Plain]) -> dict[str, 
         for mark in _marks(entry):
             marks.setdefault(mark, id)
     pairs: dict[str, str] = {}
+    taken: set[str] = set()
     for id, entry in come.items():
         former = next((marks[m] for m in _marks(entry) if m in marks), None)
-        if former is not None and former not in pairs.values():
+        if former is not None and former not in taken:
             pairs[id] = former
+            taken.add(former)
     return pairs
 
 
@@ -130,7 +132,7 @@ def _fields(old: Plain, new: Plain, without: Sequence[str] = ()) -> tuple[str, .
     lines: list[str] = []
     for name in sorted({*old, *new} - set(without)):
         before, after = old.get(name), new.get(name)
-        if _same(before, after):
+        if before == after:
             continue
         if name == "publication" and isinstance(before, dict) and isinstance(after, dict):
             lines += _publication(before, after)
@@ -143,11 +145,6 @@ def _fields(old: Plain, new: Plain, without: Sequence[str] = ()) -> tuple[str, .
         else:
             lines.append(_changed(_words(name), before, after))
     return tuple(lines)
-
-
-def _same(a: object, b: object) -> bool:
-    # True is 1 to Python, and 1 is 1.0; only the first is a change to a reader.
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def _is_list(value: object) -> bool:
@@ -198,12 +195,11 @@ def _records(name: str, old: Sequence[Plain], new: Sequence[Plain]) -> list[str]
 
 def _keyed(name: str, records: Sequence[Plain]) -> dict[tuple[str, ...], Plain]:
     found: dict[tuple[str, ...], Plain] = {}
+    met: dict[tuple[str, ...], int] = {}
     for record in records:
         key = tuple(str(record.get(part, "")) for part in _KEYS[name])
-        count = 1
-        while (*key, str(count)) in found:
-            count += 1
-        found[(*key, str(count))] = record
+        met[key] = met.get(key, 0) + 1
+        found[(*key, str(met[key]))] = record
     return found
 
 
@@ -220,7 +216,7 @@ def _inner(name: str, old: Plain, new: Plain) -> list[str]:
     if name == "measures":
         if (old.get("value"), old.get("unit")) != (new.get("value"), new.get("unit")):
             rest = _fields(old, new, ("metric", "value", "unit"))
-            change = f"{_metric(old)}: {_amount(old)} -> {_amount(new)}"
+            change = f"{_metric(old)} {_amount(old)} -> {_amount(new)}"
             return [change, *(f"{_metric(new)} {line}" for line in rest)]
         return [f"{_metric(new)} {line}" for line in _fields(old, new)]
     lines = _fields(old, new)
@@ -250,8 +246,9 @@ def _measure(measure: Plain) -> str:
 
 def _items(name: str, old: Sequence[Any], new: Sequence[Any]) -> list[str]:
     """Additions and removals of a list of plain values, or that only the order changed."""
-    came = [_shown(value) for value in new if value not in old]
-    went = [_shown(value) for value in old if value not in new]
+    before, after = set(old), set(new)
+    came = [_shown(value) for value in new if value not in before]
+    went = [_shown(value) for value in old if value not in after]
     if not came and not went:
         return [f"{_words(name)}: other order"]
     signed = [f"+{value}" for value in sorted(came)] + [f"-{value}" for value in sorted(went)]
@@ -302,7 +299,9 @@ def as_text(changes: Sequence[EntryChange]) -> str:
     for change in changes:
         lines.append(change.headline)
         lines += [f"  {line}" for line in change.changes]
-    return "\n".join([*lines, _summary(changes)]) + "\n"
+    text = "\n".join([*lines, _summary(changes)]) + "\n"
+    # What stands in a file must not move the cursor of who reads the report.
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def as_markdown(changes: Sequence[EntryChange]) -> str:
