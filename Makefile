@@ -16,6 +16,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: setup compare test lint types unit kb site clean
 .DEFAULT_GOAL := compare
