@@ -29,7 +29,7 @@ def sample(
     noise: Tensor,
     steps: int | None = None,
     *,
-    batch_size: int = 250,
+    batch_size: int = 50,
     precision: Precision = "bf16",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
