@@ -50,7 +50,7 @@ def _pareto(table: Table) -> Figure:
         axes.set_title(steps, fontsize=10, color=_INK)
         axes.set_xlabel("MACs left, % of dense (equal sizes drawn side by side)")
     values = [r["frechet"]["mean"] for r in table["rows"]]
-    if min(values) > 0 and max(values) / min(values) > 4:
+    if min(values) > 0 and max(values) / min(values) > 10:
         panels[0].set_yscale("log")
         for axes in panels:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
