@@ -19,13 +19,14 @@ _SECRET = re.compile(
     r"|x-amz-.*|auth.*)$",
     re.IGNORECASE,
 )
+_LONGEST = 1500  # the schema refuses longer texts
 _URL = re.compile(r"https?://[^\s<>)\"']+")
 
 
 def _urls(corpus: Corpus) -> Iterator[tuple[str, str]]:
     """Every text that holds an address, with the address."""
     for text in corpus.texts:
-        if "://" in text:
+        if "://" in text and len(text) <= _LONGEST:
             for url in _URL.findall(text):
                 yield text, url
 

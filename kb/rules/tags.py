@@ -231,7 +231,8 @@ def repeated_item(corpus: Corpus) -> Iterator[Finding]:
             values = getattr(record, name, ())
             if len(values) < 2 or len(set(values)) == len(values):
                 continue
-            index = next(i for i, value in enumerate(values) if value in values[:i])
+            first: dict[object, int] = {}
+            index = next(i for i, value in enumerate(values) if first.setdefault(value, i) != i)
             yield Finding(entry, (name, index), f"{values[index]} stands here twice", "remove one")
 
 
