@@ -54,7 +54,7 @@ Noise prediction with the linear schedule of Ho et al. 2020 (arXiv 2006.11239), 
 AdamW, {optimizer_steps:,} optimizer steps of {batch} images ({images:,} images seen), linear
 warm-up, cosine decay over the second half, gradient norm clipped to 1, averaged weights (EMA),
 bf16 autocast. {minutes:.0f} minutes on two shared CPU cores; every 50th step is in
-`training_log.jsonl`.
+`training_log.jsonl`. {remark}
 
 ![loss](loss.png)
 
@@ -91,6 +91,7 @@ def main(
     samples: Annotated[int, typer.Option(help="images for the Frechet distance")] = 5_000,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
     seed: int = 0,
+    remark: Annotated[str, typer.Option(help="a sentence on how the training went")] = "",
 ) -> None:
     """Turn the trained state in build/train into models/NAME, measured."""
     if name not in zoo.BASES:
@@ -131,6 +132,7 @@ def main(
         "floor_frechet": metrics.frechet_distance(metrics.feature_stats(real), reference),
         "floor_kernel": metrics.kernel_distance(real, bench.reference_features),
         "seed": seed,
+        "remark": remark,
         "protocol": bench.protocol_record | {"features": dict(FEATURE_PROTOCOL)},
         "weights_sha256": bench.dense_sha256,
         "system": measure.system_info(),
@@ -139,7 +141,8 @@ def main(
     write_grid(folder / "samples.png", images[:64], 8)
     _draw_loss(log, folder / "loss.png")
     journal.write_text(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
-    shown = card | {"describes": card["describes"].capitalize(), "macs": card["macs"] / 1e6}
+    describes = card["describes"]
+    shown = card | {"describes": describes[0].upper() + describes[1:], "macs": card["macs"] / 1e6}
     journal.write_text(folder / "README.md", CARD.format(**shown))
     typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
 
