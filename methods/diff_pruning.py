@@ -14,6 +14,7 @@ the lowest are cut. The two official programs differ, `variant` selects:
   the threshold is still accumulated.
 * "ddpm_exp" (the code behind the tables): slice score sum (w g)^2, GroupNorm gammas |w g| are
   members, plain sum; such tensors are dropped; the step that falls under it is not accumulated.
+  Its loss sums over pixels, and since squared and plain terms are added, that scale matters.
 
 Counts follow the official rule: int arithmetic inside every GroupNorm group, which makes ratio
 0.3 remove 25 % of 128, 256 and 512 channels. `rule="whole"` cuts whole groups instead.
@@ -96,6 +97,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         threshold=config.threshold,
         stride=config.stride,
         include_last=config.variant == "diffusers",
+        sum_pixels=config.variant == "ddpm_exp",
     )
     keep = choose(
         pipe.denoiser, SCORES[config.variant], widths, rule=config.rule, order=config.order
@@ -114,11 +116,12 @@ def accumulate_gradients(
     threshold: float,
     stride: int = 1,
     include_last: bool = True,
+    sum_pixels: bool = False,
 ) -> list[float]:
     """Leave sum_t dL_t/dw in `.grad` and return the losses, the one that stopped it included.
 
-    x0 and noise are (B, C, H, W) and the same for all t. L_t is the mean squared error; the
-    paper's code sums over pixels, which scales all losses alike and changes no ranking.
+    x0 and noise are (B, C, H, W) and the same for all t. L_t is the squared error, averaged over
+    the batch and over pixels, or summed over pixels.
 
     Raises:
         ValueError: the threshold is not in [0, 1), or the loss is not finite.
@@ -131,7 +134,8 @@ def accumulate_gradients(
     for t in range(0, task.timesteps, stride):
         batch = task.noised(x0, noise, torch.full((len(x0),), t, device=x0.device))
         prediction = model(batch.x_t, batch.t, return_dict=False)[0]
-        loss = (prediction - batch.target).square().mean()
+        error = (prediction - batch.target).square().flatten(1)  # (B, C * H * W)
+        loss = error.sum(dim=1).mean() if sum_pixels else error.mean()
         losses.append(float(loss.detach()))
         if not losses[-1] < float("inf"):
             raise ValueError(f"the denoising loss at t={t} is {losses[-1]}")

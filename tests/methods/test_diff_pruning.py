@@ -87,6 +87,25 @@ def test_gradients_are_the_sum_over_timesteps():
         assert (found[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
 
 
+def test_the_loss_of_the_papers_code_sums_over_pixels():
+    """64 pixels: loss and gradient are 64 times those of the mean, the stop is the same."""
+    pipe = tiny.pipeline()
+    around = tiny.task(pipe)
+    x0 = around.calibration_batch(2)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for sum_pixels in (False, True):
+        model = copy.deepcopy(pipe.denoiser)
+        losses = diff_pruning.accumulate_gradients(
+            model, around, x0, noise, threshold=0.3, stride=200, sum_pixels=sum_pixels
+        )
+        found.append((losses, model.conv_in.weight.grad))
+    assert len(found[0][0]) == len(found[1][0])
+    assert found[1][0] == pytest.approx([64 * loss for loss in found[0][0]], rel=1e-5)
+    gap = (found[1][1] - 64 * found[0][1]).abs().max()
+    assert gap <= 1e-4 * found[1][1].abs().max()
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_a_senseless_threshold_is_refused(threshold):
     with pytest.raises(ValueError, match="threshold must be a number"):
