@@ -25,6 +25,7 @@ def main(
     learning_rate: float = 6e-4,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice")] = 0,
+    channels_last: Annotated[bool, typer.Option(help="memory layout of the weights")] = True,
     device: str = "cpu",
     save_every: Annotated[int, typer.Option(help="optimizer steps between saves")] = 250,
     state: Annotated[Path | None, typer.Option(help="resumable state (safetensors)")] = None,
@@ -38,7 +39,12 @@ def main(
         raise typer.BadParameter(f"unknown base {name!r}; known: {', '.join(zoo.BASES)}")
     if threads:
         torch.set_num_threads(threads)
-    recipe = train.Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+    recipe = train.Recipe(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        channels_last=channels_last,
+    )
     base, scheduler = zoo.BASES[name], zoo.ddpm_scheduler()
     state_path = state or Path("build/train") / name / "state.safetensors"
     log_path = log or base.folder / "training_log.jsonl"

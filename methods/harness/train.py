@@ -28,6 +28,7 @@ class Recipe:
     ema_decay: float = 0.9995
     gradient_clip: float = 1.0
     precision: str = "bf16"  # autocast dtype: bf16 or fp32
+    channels_last: bool = False  # memory layout; which is faster depends on the machine
 
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "fp32"):
@@ -86,7 +87,8 @@ def train(
     To resume, pass the steps done as `start` with what `optimizer_tensors` and `ema` held.
     """
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
