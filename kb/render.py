@@ -15,6 +15,7 @@ import tempfile
 import tokenize
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -29,7 +30,9 @@ from markupsafe import Markup
 from kb import schema
 from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.ledger import Reporting, comparable, reporting
+from kb.recomputed import Recomputed, by_row
 from kb.results import Table, cells, claim, protocol_line
+from kb.rules import RULES, Rule
 from kb.schema import (
     VOCABULARIES,
     Code,
@@ -108,6 +111,10 @@ class Inputs:
     """Time and disk use of the two commands, from site/measured.json; empty until measured."""
     contributing: str = ""
     """Text of CONTRIBUTING.md."""
+    recomputed: tuple[Recomputed, ...] = ()
+    """Claims that were recomputed, from site/claims.json."""
+    benchmarks: Mapping[str, Any] = field(default_factory=dict)
+    """What scripts/bench_kb.py and bench_links.py measured, from site/benchmarks.json."""
 
     def method_of(self, paper: Paper) -> Method | None:
         """The method file that implements `paper`."""
@@ -361,6 +368,59 @@ def fix_link(paper_id: str, repository: str) -> Markup:
 def unread_items(paper: Paper) -> tuple[ReportItem, ...]:
     """What nobody looked up in the paper."""
     return tuple(i for i, s in reporting(paper).items() if s is Reporting.NOT_TRANSCRIBED)
+
+
+def verdicts(found: Iterable[Recomputed]) -> str:
+    """How many claims agree, differ or cannot be recomputed, in words."""
+    counts = Counter(one.verdict for one in found)
+    words = {"agrees": "agree", "differs": "differ", "not recomputable": "not recomputable"}
+    return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+
+
+_RULE_GROUPS = {
+    "identifiers": "Identifiers and duplicates",
+    "publication": "Publication",
+    "links": "Links and code",
+    "tags": "Tags and curation",
+    "relations": "Relations",
+    "prose": "Words",
+    "results": "Result rows",
+    "arithmetic": "Arithmetic of result rows",
+}
+
+
+def rules_by_noun() -> dict[str, list[Rule]]:
+    """Every rule under the heading of its module."""
+    groups: dict[str, list[Rule]] = {name: [] for name in _RULE_GROUPS.values()}
+    for rule in RULES.values():
+        module = rule.check.__module__.rpartition(".")[2]
+        groups.setdefault(_RULE_GROUPS.get(module, module.capitalize()), []).append(rule)
+    return {name: rules for name, rules in groups.items() if rules}
+
+
+_REPORTED = {
+    Reporting.REPORTED: Markup("reported"),
+    Reporting.NOT_REPORTED: Markup("**not reported**"),
+    Reporting.NOT_TRANSCRIBED: Markup("–"),
+}
+
+
+def reporting_cell(paper: Paper, item: ReportItem) -> Markup:
+    """Whether a paper reports an item, in a word."""
+    return _REPORTED[reporting(paper)[item]]
+
+
+def read_for_gaps(literature: Literature) -> tuple[Paper, ...]:
+    """The works that were read closely enough to say what they leave out."""
+    return tuple(
+        p for p in literature.papers if set(reporting(p).values()) != {Reporting.NOT_TRANSCRIBED}
+    )
+
+
+def gaps(literature: Literature) -> dict[ReportItem, int]:
+    """How many works were read for an item without finding it."""
+    states = [reporting(p) for p in literature.papers]
+    return {item: sum(s[item] is Reporting.NOT_REPORTED for s in states) for item in ReportItem}
 
 
 def fenced(text: str, language: str) -> Markup:
@@ -651,6 +711,13 @@ def environment(templates: Path) -> jinja2.Environment:
         model_words=model_words,
         protocol=protocol,
         removed=removed,
+        read_for_gaps=read_for_gaps,
+        reporting_cell=reporting_cell,
+        rules=rules_by_noun,
+        doc_text=_doc_text,
+        gaps=gaps,
+        number=number,
+        verdicts=verdicts,
         report_items=tuple(ReportItem),
         reporting=reporting,
         result_cells=cells,
@@ -700,6 +767,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "method_of": {m.paper: m for m in inputs.methods if m.paper},
         "results": inputs.results,
         "measured": inputs.measured,
+        "recomputed": by_row(inputs.recomputed),
         "rows": sum(len(p.results) for p in literature.papers),
         "measures": sum(len(r.measures) for p in literature.papers for r in p.results),
         "by_id": {p.id: p for p in literature.papers},
@@ -739,6 +807,9 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
         "data.md": page("data.md.j2", files=FILES),
         "results/index.md": page("results.md.j2"),
         "methods/index.md": page("methods.md.j2"),
+        "claims.md": page("claims.md.j2"),
+        "unreported.md": page("unreported.md.j2"),
+        "rules.md": page("rules.md.j2"),
         "contributing.md": _contributing(inputs),
         "llms.txt": llms_txt(inputs.literature).decode(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from jinja2 import TemplateError
@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kb import results  # noqa: E402
+from kb import recomputed, results  # noqa: E402
 from kb.export import replace_file  # noqa: E402
 from kb.load import Unreadable, load_literature  # noqa: E402
 from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
@@ -21,9 +21,15 @@ from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
 TEMPLATES = ROOT / "site" / "templates"
 
 
+def optional(path: Path) -> Any:
+    """The data of a JSON file, or nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def gather(literature: Path) -> Inputs:
     """Everything that is rendered, from the files of the repository."""
     measured = ROOT / "site" / "measured.json"
+    claims, benchmarks = ROOT / "site" / "claims.json", ROOT / "site" / "benchmarks.json"
     tables = {task: results.table(task) for task in results.tasks()}
     return Inputs(
         literature=load_literature(literature),
@@ -31,8 +37,10 @@ def gather(literature: Path) -> Inputs:
         methods=read_methods(ROOT / "methods"),
         results=tables,
         images={task: tuple(sorted((results.ROOT / task).glob("*.png"))) for task in tables},
-        measured=json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {},
+        measured=optional(measured),
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        recomputed=recomputed.read(claims) if claims.is_file() else (),
+        benchmarks=optional(benchmarks),
     )
 
 
