@@ -767,6 +767,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "method_of": {m.paper: m for m in inputs.methods if m.paper},
         "results": inputs.results,
         "measured": inputs.measured,
+        "benchmarks": inputs.benchmarks,
         "recomputed": by_row(inputs.recomputed),
         "rows": sum(len(p.results) for p in literature.papers),
         "measures": sum(len(r.measures) for p in literature.papers for r in p.results),

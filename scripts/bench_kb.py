@@ -1,15 +1,18 @@
-"""Time and memory of validation, rendering and export on generated entries."""
+"""Time and memory of validation, rendering and export on generated entries, beside a peer."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
 import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,19 +25,21 @@ from kb.export import exports, replace_file  # noqa: E402
 from kb.load import Corpus, corpus, decode, parse  # noqa: E402
 from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
 from kb.rules import check  # noqa: E402
-from kb.schema import Literature  # noqa: E402
+from kb.schema import SCHEMA_VERSION, Literature  # noqa: E402
 from kb.write import format_document  # noqa: E402
 
 WORDS = (ROOT / "site" / "templates" / "README.md.j2").read_text(encoding="utf-8").lower().split()
 ROWS = 10
+# Words that a rule takes for the first person or for praise.
+UNWANTED = {"i", "me", "my", "we", "us", "our", "ours", "novel", "best", "powerful", "efficient"}
 
 
 def generated(count: int, seed: int = 0) -> str:
     """A literature file with `count` papers of up to ten rows, drawn from those in papers.yaml."""
     source = parse((ROOT / "papers.yaml").read_text(encoding="utf-8"), "papers.yaml").data
-    models = [paper for paper in source["papers"] if paper.get("results")]
+    models = [p for p in source["papers"] if p.get("results") and p.get("kind", "paper") == "paper"]
     draw = random.Random(seed)
-    words = sorted({"".join(c for c in word if c.isalpha()) for word in WORDS} - {""})
+    words = sorted({word for word in WORDS if word.isalpha()} - UNWANTED)
     papers = []
     for index in range(count):
         paper: dict[str, Any] = json.loads(json.dumps(draw.choice(models)))
@@ -42,24 +47,26 @@ def generated(count: int, seed: int = 0) -> str:
         paper |= {
             "id": f"generated-{index:06d}",
             "title": " ".join(draw.choices(words, k=8)) + f" {index}",
+            "summary": " ".join(draw.choices(words, k=25))[:390] + f", number {index}.",
             "arxiv": f"24{month:02d}.{index % 10000 + 1:05d}",
             "year": 2024,
-            "results": paper["results"][:ROWS],
+            "publication": {"type": "preprint"},
+            "results": [{k: v for k, v in r.items() if k != "of"} for r in paper["results"][:ROWS]],
             "relations": [{"type": "compares-with", "to": "generated-000000"}] if index else [],
         }
         for key in ("first_posted", "doi", "openreview", "dblp", "alternate_titles", "page", "hub"):
             paper.pop(key, None)
-        for code in paper.get("code", ()):
+        for place, code in enumerate(paper.get("code", ())):
             if "url" in code:
-                code["url"] = f"https://github.com/generated/repository-{index}"
+                code["url"] = f"https://github.com/generated/repository-{index}-{place}"
         papers.append(paper)
-    return format_document({"schema_version": "1.0", "papers": papers})
+    return format_document({"schema_version": SCHEMA_VERSION, "papers": papers})
 
 
 def literature(found: Corpus) -> Literature:
     """The records of a corpus as one value."""
     return Literature(
-        schema_version="1.0",
+        schema_version=SCHEMA_VERSION,
         papers=tuple(e.record for e in found.papers),
         tools=tuple(e.record for e in found.tools),
         tutorials=tuple(e.record for e in found.tutorials),
@@ -101,28 +108,84 @@ def measure(file: Path) -> dict[str, float]:
     }
 
 
+def stages(count: int, repeats: int) -> dict[str, float]:
+    """The best of `repeats` processes on `count` papers."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "papers.yaml"
+        file.write_text(generated(count), encoding="utf-8")
+        command = [sys.executable, str(Path(__file__).resolve()), "--one", str(file)]
+        runs = [json.loads(_run(command)[0]) for _ in range(repeats)]
+        size = file.stat().st_size / 2**20
+    best = {key: min(run[key] for run in runs) for key in runs[0]}
+    return {"papers": count, "file_mb": size, **best}
+
+
+def against(peer: Path, count: int, repeats: int) -> dict[str, Any]:
+    """CPU and wall seconds of whole processes on one file: ours, the peer's, ours, the peer's."""
+    found: dict[str, Any] = {"papers": count, "ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "papers.yaml"
+        file.write_text(generated(count), encoding="utf-8")
+        schema = ROOT / "schema" / "papers.schema.json"
+        commands = {
+            "ours": [sys.executable, str(ROOT / "scripts" / "validate.py"), str(file)],
+            "peer": [str(peer), "--schemafile", str(schema), str(file)],
+        }
+        for _ in range(repeats):
+            for name, command in commands.items():
+                _, cpu, wall = _run(command)
+                found[name].append({"cpu": round(cpu, 2), "wall": round(wall, 2)})
+    return found
+
+
+def machine() -> str:
+    """Processor, number of cores and Python of this machine."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    model = next((row.split(":", 1)[1] for row in lines if row.startswith("model name")), "")
+    name = model.strip() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
 def main(
     counts: Annotated[list[int] | None, typer.Argument(help="Numbers of papers.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Processes per number; the best counts.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+    peer: Annotated[
+        Path | None, typer.Option(help="A check-jsonschema program to run beside ours.")
+    ] = None,
+    peer_counts: Annotated[
+        list[int] | None, typer.Option("--peer-count", help="Numbers of papers for the peer.")
+    ] = None,
+    links: Annotated[Path | None, typer.Option(help="Output of bench_links.py to keep.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything here as JSON.")] = None,
     one: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print a table; each measurement runs in a process of its own."""
     if one is not None:
         typer.echo(json.dumps(measure(one)))
         return
-    table = []
-    for count in counts or [300, 1000, 3000, 10000]:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "papers.yaml"
-            file.write_text(generated(count), encoding="utf-8")
-            runs = [json.loads(_run(file)) for _ in range(repeats)]
-            megabytes = file.stat().st_size / 2**20
-        best = {key: min(run[key] for run in runs) for key in runs[0]}
-        table.append({"papers": count, "file_mb": megabytes, **best})
-    if as_json:
-        typer.echo(json.dumps(table, indent=1))
-        return
+    table = [stages(count, repeats) for count in counts or [300, 3000, 10000]]
+    show(table)
+    record: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(),
+        "load": round(os.getloadavg()[0], 1),
+        "repeats": repeats,
+        "stages": [{key: round(value, 3) for key, value in row.items()} for row in table],
+    }
+    if peer is not None:
+        version = _run([str(peer), "--version"])[0].strip().replace(", version", "")
+        runs = [against(peer, count, repeats) for count in peer_counts or [300]]
+        record["peer"] = {"name": version, "runs": runs}
+        typer.echo(json.dumps(record["peer"], indent=1))
+    if links is not None:
+        record["links"] = json.loads(links.read_text(encoding="utf-8"))
+    if out is not None:
+        replace_file(out, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def show(table: Sequence[dict[str, float]]) -> None:
+    """Print the stages."""
     typer.echo("CPU seconds of one thread; wall seconds of all stages together")
     typer.echo(
         "papers   rows  file MB  validate  README  pages  exports  render sum   wall  peak MB"
@@ -136,12 +199,19 @@ def main(
         )
 
 
-def _run(file: Path) -> str:
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", str(file)]
+def _run(command: Sequence[str]) -> tuple[str, float, float]:
+    """Output, CPU seconds and wall seconds of a process; problems found are no failure."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment
-    ).stdout
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode not in (0, 1) or not done.stdout:
+        last = done.stderr.strip().splitlines()[-1:]
+        typer.echo(f"bench_kb: {command[0]} failed: {' '.join(last)}", err=True)
+        raise typer.Exit(2)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, cpu, wall
 
 
 if __name__ == "__main__":
