@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from .harness.masks import apply_masks, zero_masks
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task
 from .harness.train import Recipe, denoising_loss, retrain
 
@@ -56,25 +56,6 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     losses = retrain(pipe.denoiser, batches, recipe, _masked(denoising_loss, masks))
     apply_masks(pipe.denoiser, masks)
     return pipe, {"losses": losses, "masked_tensors": len(masks)}
-
-
-def zero_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Where convolution and linear weights are exactly zero, for layers that have any."""
-    masks = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            mask = layer.weight == 0
-            if bool(mask.any()):
-                masks[f"{name}.weight"] = mask
-    return masks
-
-
-@torch.no_grad()
-def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Set masked weights to zero."""
-    parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        parameters[name].masked_fill_(mask, 0.0)
 
 
 def _masked(

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .harness.masks import smallest, sparse_layers
 from .harness.pipeline import Notes, Pipeline, Task
 from .harness.scores import GroupScore, Order, choose
-from .harness.surgery import Rule, check_fraction, cut, requested_widths
+from .harness.surgery import Rule, cut, requested_widths
 
 CARD = {
     "paper": None,
@@ -35,8 +36,6 @@ CARD = {
     "role": "baseline",
     "tasks": ["fashion_unet"],
 }
-
-DENSE_LAYERS = ("conv_in", "conv_out", "time_embedding")
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,9 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
 @torch.no_grad()
 def zero_smallest(model: nn.Module, ratio: float) -> dict[str, int]:
     """Zero int(n * ratio) weights of smallest |w| in every inner layer; returns the counts."""
-    check_fraction("ratio", ratio)
     zeroed = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.startswith(DENSE_LAYERS):
-            mask = smallest(layer.weight, ratio)
-            layer.weight.masked_fill_(mask, 0.0)
-            zeroed[name] = int(mask.sum())
+    for name, layer in sparse_layers(model).items():
+        mask = smallest(layer.weight, ratio)
+        layer.weight.masked_fill_(mask, 0.0)
+        zeroed[name] = int(mask.sum())
     return zeroed
-
-
-def smallest(weight: Tensor, ratio: float) -> Tensor:
-    """Boolean mask, shaped as the weight, of its int(n * ratio) entries of smallest |w|."""
-    count = int(weight.numel() * ratio)
-    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-    order = weight.abs().flatten().argsort(stable=True)
-    mask[order[:count]] = True
-    return mask.view_as(weight)

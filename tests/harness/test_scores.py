@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods import diff_pruning, magnitude
+from methods import diff_pruning
 from methods.harness.channels import channel_groups
 from methods.harness.scores import GroupScore, choose
 from methods.harness.surgery import ratio_widths
@@ -140,10 +140,3 @@ def test_sequential_scoring_ignores_what_is_already_cut():
 def test_unknown_order_is_refused():
     with pytest.raises(ValueError, match="order must be one of"):
         choose(tiny.unet(), GroupScore(lambda w, _: w.sum(dim=1)), {}, order="random")
-
-
-def test_smallest_weights_by_hand():
-    weight = torch.tensor([[3.0, -1.0], [0.5, -4.0]])
-    assert magnitude.smallest(weight, 0.5).tolist() == [[False, True], [True, False]]
-    assert magnitude.smallest(weight, 0.0).sum() == 0
-    assert magnitude.smallest(torch.ones(2, 2), 0.5).tolist() == [[True, True], [False, False]]

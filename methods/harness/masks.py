@@ -1,0 +1,331 @@
+"""Which single weights go: patterns, masks made from scores, and the inputs that scores look at.
+
+A mask here is True where the weight becomes zero. Weights are seen as matrices of one row per
+output and one column per input of the layer; a convolution's columns run over kernel positions
+first and input channels last, so that neighbouring columns are neighbouring input channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pipeline import NoisedBatch, Task
+from .surgery import check_fraction
+
+Layer = nn.Conv2d | nn.Linear
+Along = Literal["input", "flattened"]
+Per = Literal["layer", "row"]
+Which = Literal["inner", "all"]
+
+# What stays dense by custom: the first and last convolution and the time embedding's layers.
+DENSE_LAYERS = ("conv_in", "conv_out", "time_embedding")
+
+_PAIRWISE = 4  # runs up to this length are ranked by comparing all pairs
+_CHUNK = 1 << 18  # weights ranked at a time, so that the copies stay in the cache
+_SAMPLE = 1 << 16  # values that bracket a threshold in a long row
+
+
+# --- patterns --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """The fraction `ratio` of weights goes, rounded down, wherever it stands.
+
+    `per` is what the scores are compared within: the whole layer, or one output row of it.
+    """
+
+    ratio: float
+    per: Per = "layer"
+
+    def __post_init__(self) -> None:
+        check_fraction("ratio", self.ratio)
+        if self.per not in ("layer", "row"):
+            raise ValueError(f"per must be layer or row, not {self.per!r}")
+
+
+@dataclass(frozen=True)
+class NOfM:
+    """n weights of every run of m stay (papers that count what is pruned write the same 2:4).
+
+    along="input": runs follow the input channels of one output and one kernel position, which is
+    what sparse kernels need. along="flattened": the same order, but the matrix is cut into runs
+    as one long row (the layout of SparseDM's code), so that runs may cross rows; `crossing` tells
+    where.
+    """
+
+    n: int
+    m: int
+    along: Along = "input"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= self.m:
+            raise ValueError(f"n must lie in 1..m, not {self.n} of m={self.m}")
+        if self.along not in ("input", "flattened"):
+            raise ValueError(f"along must be input or flattened, not {self.along!r}")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def check(self, shape: Sequence[int], name: str = "the layer") -> None:
+        """Refuse a weight shape (out, in, ...) that does not divide into runs, naming the layer."""
+        size = torch.Size(shape).numel()
+        if self.along == "input" and shape[1] % self.m:
+            raise ValueError(
+                f"{name}: {shape[1]} inputs do not divide into runs of {self.m}; leave this "
+                "layer dense or choose another m"
+            )
+        if size % self.m:
+            raise ValueError(f"{name}: {size} weights do not divide into runs of {self.m}")
+
+
+Pattern = Unstructured | NOfM
+
+
+def crossing(layers: Mapping[str, Layer], pattern: NOfM) -> dict[str, str]:
+    """Layers whose runs cross rows or kernel positions, so that no hardware runs them, and why."""
+    if pattern.along == "input":
+        return {}
+    return {
+        name: f"{layer.weight.shape[1]} inputs: runs of {pattern.m} cross "
+        + ("kernel positions and filters" if layer.weight.ndim == 4 else "rows")
+        for name, layer in layers.items()
+        if layer.weight.shape[1] % pattern.m
+    }
+
+
+# --- masks -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def removed(scores: Tensor, pattern: Pattern, name: str = "the layer") -> Tensor:
+    """Boolean mask of the lowest scores, shaped as they are: (out, in) or (out, in, kh, kw).
+
+    Of equal scores the lower index goes first.
+
+    Raises:
+        ValueError: a score is not a number, or the shape does not fit; the text begins with `name`.
+    """
+    if bool(scores.sum().isnan()):
+        raise ValueError(f"{name}: a score is not a number")
+    if isinstance(pattern, Unstructured):
+        rows = scores.reshape(1 if pattern.per == "layer" else len(scores), -1)
+        return _lowest(rows, int(rows.shape[1] * pattern.ratio)).reshape(scores.shape)
+    pattern.check(scores.shape, name)
+    runs = as_matrix(scores).reshape(-1, pattern.m)
+    count = pattern.m - pattern.n
+    mask = _lowest_in_short_runs(runs, count) if pattern.m <= _PAIRWISE else _lowest(runs, count)
+    return as_weight(mask, scores.shape)
+
+
+def smallest(weight: Tensor, ratio: float) -> Tensor:
+    """Boolean mask, shaped as the weight, of its int(n * ratio) entries of smallest |w|."""
+    return removed(weight.detach().abs(), Unstructured(ratio))
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight as (out, columns), input channels last."""
+    return weight.movedim(1, -1).reshape(len(weight), -1)
+
+
+def as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `as_matrix` for a weight of this shape (out, in, ...)."""
+    return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+
+
+def _lowest_in_short_runs(runs: Tensor, count: int) -> Tensor:
+    """The `count` lowest of every row of (R, m), each value's place found by m - 1 comparisons."""
+    m = runs.shape[1]
+    mask = torch.empty(runs.shape, dtype=torch.bool, device=runs.device)
+    step = max(1, _CHUNK // m)
+    for start in range(0, len(runs), step):
+        values = [runs[start : start + step, i].contiguous() for i in range(m)]
+        # How many of the run stay before this value goes; ties go in order of their index.
+        above = [torch.full_like(values[i], m - 1 - i, dtype=torch.int8) for i in range(m)]
+        for i in range(1, m):
+            for j in range(i):
+                earlier_is_higher = (values[j] > values[i]).view(torch.int8)
+                above[i] += earlier_is_higher
+                above[j] -= earlier_is_higher
+        for i in range(m):
+            mask[start : start + step, i] = above[i] >= m - count
+    return mask
+
+
+def _lowest(rows: Tensor, count: int) -> Tensor:
+    """The `count` lowest of every row of (R, C)."""
+    if count == 0:
+        return torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+    if len(rows) == 1:
+        return _lowest_of_one(rows[0], count)[None]
+    threshold = _kth(rows, count)[:, None]
+    mask = rows <= threshold
+    if int(mask.count_nonzero()) == count * len(rows):
+        return mask
+    below, ties = rows < threshold, rows == threshold
+    missing = count - below.sum(dim=1, keepdim=True)
+    return below | (ties & (ties.cumsum(dim=1) <= missing))
+
+
+def _lowest_of_one(values: Tensor, count: int) -> Tensor:
+    """The `count` lowest of (C,): a sample says what surely goes, the rest is looked at."""
+    low, high = _bracket(values, count)
+    mask = values < low
+    close = ((values <= high) & ~mask).nonzero()[:, 0]
+    missing = count - int(mask.count_nonzero())
+    if not 0 <= missing <= len(close):  # the sample misled
+        mask.fill_(False)
+        close, missing = torch.arange(len(values), device=values.device), count
+    if missing:
+        candidates = values[close]
+        threshold = _kth(candidates[None], missing)
+        mask[close[candidates < threshold]] = True
+        ties = close[candidates == threshold]
+        mask[ties[: count - int(mask.count_nonzero())]] = True
+    return mask
+
+
+def _bracket(values: Tensor, count: int) -> tuple[float, float]:
+    """Two values that the `count`-th lowest most likely lies between, ends included."""
+    if len(values) <= 4 * _SAMPLE:
+        return float("-inf"), float("inf")
+    # An odd step visits all columns of a matrix whose width is a power of two.
+    sample = values[:: (len(values) // _SAMPLE) | 1].contiguous()
+    place = len(sample) * count / len(values)
+    margin = 3.0 * len(sample) ** 0.5  # six standard deviations at the median
+    low, high = int(place - margin), int(place + margin) + 1
+    return (
+        float(sample.kthvalue(low).values) if low >= 1 else float("-inf"),
+        float(sample.kthvalue(high).values) if high <= len(sample) else float("inf"),
+    )
+
+
+def _kth(rows: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest value of every row of (R, C), (R,)."""
+    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+        array = rows.detach().numpy().copy()  # numpy selects several times faster than torch
+        array.partition(count - 1, axis=1)
+        return torch.from_numpy(array[:, count - 1].copy())
+    return rows.kthvalue(count, dim=1).values
+
+
+# --- layers of a model -----------------------------------------------------------------------
+
+
+def sparse_layers(model: nn.Module, which: Which = "inner") -> dict[str, Layer]:
+    """Convolutions and linear layers by name; "inner" leaves out `DENSE_LAYERS`."""
+    if which not in ("inner", "all"):
+        raise ValueError(f"layers must be inner or all, not {which!r}")
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+        and (which == "all" or not name.startswith(DENSE_LAYERS))
+    }
+
+
+def zero_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Where convolution and linear weights are exactly zero, for layers that have any."""
+    masks = {}
+    for name, layer in sparse_layers(model, "all").items():
+        mask = layer.weight == 0
+        if bool(mask.any()):
+            masks[f"{name}.weight"] = mask
+    return masks
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set masked weights to zero; names are those of parameters."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(mask, 0.0)
+
+
+# --- what layers see -------------------------------------------------------------------------
+
+
+def calibration(task: Task, images: int, timesteps: int, name: str) -> list[NoisedBatch]:
+    """The same calibration images at `timesteps` random noise levels each, one batch per level.
+
+    Raises:
+        ValueError: timesteps < 1, or more images than the calibration split holds.
+    """
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, not {timesteps}")
+    x0 = task.calibration_batch(images)
+    draw = task.generator(f"{name}/noise")
+    batches = []
+    for _ in range(timesteps):
+        noise = torch.randn(x0.shape, generator=draw).to(x0.device)
+        t = torch.randint(task.timesteps, (len(x0),), generator=draw).to(x0.device)
+        batches.append(task.noised(x0, noise, t))
+    return batches
+
+
+def columns(layer: Layer, x: Tensor) -> Tensor:
+    """Inputs of a layer as (tokens, columns): output = columns @ as_matrix(weight).T + bias.
+
+    A convolution (B, C, H, W) is unfolded to one token per output position.
+
+    Raises:
+        ValueError: grouped or non-zero-padded convolution.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise ValueError(f"cannot unfold the input of {layer}: groups, padding mode or padding")
+    patches = F.unfold(  # (B, C * kh * kw, L)
+        x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )
+    patches = patches.unflatten(1, (x.shape[1], -1))  # (B, C, kh * kw, L)
+    return patches.permute(0, 3, 2, 1).reshape(-1, patches.shape[1] * patches.shape[2])
+
+
+@torch.no_grad()
+def observe(
+    model: nn.Module,
+    batches: Sequence[NoisedBatch],
+    layers: Mapping[str, Layer],
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Run the batches and hand every input of the layers to `see` under its layer's name."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: see(name, inputs[0])
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        for batch in batches:
+            model(batch.x_t, batch.t, return_dict=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def in_stages(
+    model: nn.Module, batch: NoisedBatch, layers: Mapping[str, Layer], count: int
+) -> list[dict[str, Layer]]:
+    """The layers in order of execution, cut into `count` stages of nearly equal length.
+
+    Raises:
+        ValueError: count < 1, or a layer that the model never runs.
+    """
+    if count < 1:
+        raise ValueError(f"stages must be at least 1, not {count}")
+    seen: list[str] = []
+    observe(model, [batch], layers, lambda name, _: seen.append(name))
+    names = list(dict.fromkeys(seen))
+    idle = sorted(layers.keys() - set(names))
+    if idle:
+        raise ValueError(f"{idle[0]} is never run, so nothing is known of its inputs")
+    count = min(count, len(names))
+    ends = [len(names) * k // count for k in range(count + 1)]
+    return [{name: layers[name] for name in names[a:b]} for a, b in pairwise(ends)]

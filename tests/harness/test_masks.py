@@ -1,0 +1,190 @@
+"""Masks against a slow definition, and the inputs of layers against the layers themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from methods.harness import masks
+from methods.harness.masks import NOfM, Unstructured, removed
+from tests.harness import tiny
+
+
+def by_hand(values, count):
+    """Indices of the `count` lowest, ties by index, from a plain sort."""
+    return sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
+
+
+def lowest_of(rows, count):
+    mask = torch.zeros(rows.shape, dtype=torch.bool)
+    for row, out in zip(rows.tolist(), mask, strict=True):
+        out[by_hand(row, count)] = True
+    return mask
+
+
+def draw(*shape, ties=False, seed=0):
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.mul(2).round() if ties else values
+
+
+def test_smallest_weights_by_hand():
+    weight = torch.tensor([[3.0, -1.0], [0.5, -4.0]])
+    assert masks.smallest(weight, 0.5).tolist() == [[False, True], [True, False]]
+    assert masks.smallest(weight, 0.0).sum() == 0
+    assert masks.smallest(torch.ones(2, 2), 0.5).tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("ratio", [0.0, 0.13, 0.5, 0.99])
+def test_unstructured_masks_are_the_lowest(ratio, ties):
+    scores = draw(6, 5, 3, 3, ties=ties)
+    flat = lowest_of(scores.reshape(1, -1), int(scores.numel() * ratio))
+    assert torch.equal(removed(scores, Unstructured(ratio)), flat.view_as(scores))
+    rows = lowest_of(scores.reshape(6, -1), int(45 * ratio))
+    assert torch.equal(removed(scores, Unstructured(ratio, per="row")), rows.view_as(scores))
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "sorted", "one column counts"])
+def test_long_layers_are_masked_as_short_ones(kind):
+    """Long rows go through a sample, also where the sample says nothing."""
+    scores = draw(600, 512, ties=kind == "ties")
+    if kind == "sorted":
+        scores = scores.flatten().sort().values.view(600, 512)
+    if kind == "one column counts":
+        scores = scores.flatten().index_fill(0, torch.arange(0, scores.numel(), 5), 9.0)
+    for ratio in (0.001, 0.3, 0.8, 0.9999):
+        count = int(scores.numel() * ratio)
+        expected = torch.zeros(scores.numel(), dtype=torch.bool)
+        expected[scores.flatten().argsort(stable=True)[:count]] = True
+        assert torch.equal(removed(scores, Unstructured(ratio)).flatten(), expected)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (4, 4), (1, 2), (7, 8), (5, 16)])
+@pytest.mark.parametrize("along", ["input", "flattened"])
+def test_runs_lose_their_lowest(n, m, along, ties):
+    linear, conv = draw(6, 2 * m, ties=ties), draw(3, m, 3, 2, ties=ties)
+    expected = lowest_of(linear.reshape(-1, m), m - n).view(6, 2 * m)
+    assert torch.equal(removed(linear, NOfM(n, m, along)), expected)
+    mask = removed(conv, NOfM(n, m, along))
+    for out in range(3):
+        for y in range(3):
+            for x in range(2):
+                run = conv[out, :, y, x]
+                assert torch.equal(mask[out, :, y, x], lowest_of(run[None], m - n)[0])
+
+
+def test_runs_are_masked_alike_in_one_piece_and_in_many(monkeypatch):
+    scores = draw(16, 64, ties=True)
+    whole = removed(scores, NOfM(2, 4))
+    monkeypatch.setattr(masks, "_CHUNK", 12)
+    assert torch.equal(removed(scores, NOfM(2, 4)), whole)
+
+
+def test_flattened_runs_cross_rows_and_are_named():
+    layers = {
+        "good": nn.Linear(8, 2),
+        "narrow": nn.Linear(6, 2),
+        "first": nn.Conv2d(3, 4, 3),
+    }
+    scores = torch.tensor([[1.0, 2, 3, 4, 9, 8], [7, 6, 1, 2, 3, 4]])
+    found = removed(scores, NOfM(2, 4, "flattened")).int().tolist()
+    assert found == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+    named = masks.crossing(layers, NOfM(2, 4, "flattened"))
+    assert named.keys() == {"narrow", "first"}
+    assert "rows" in named["narrow"] and "kernel positions" in named["first"]
+    assert masks.crossing(layers, NOfM(2, 4)) == {}
+
+
+def test_what_does_not_divide_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"mid.q: 6 inputs do not divide into runs of 4"):
+        removed(torch.ones(2, 6), NOfM(2, 4), "mid.q")
+    with pytest.raises(ValueError, match="last: 81 weights"):
+        removed(torch.ones(3, 3, 3, 3), NOfM(2, 4, "flattened"), "last")
+    with pytest.raises(ValueError, match=r"mid.q: a score is not a number"):
+        removed(torch.tensor([[1.0, float("nan")]]), Unstructured(0.5), "mid.q")
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: NOfM(0, 4), "n must lie in 1..m"),
+        (lambda: NOfM(5, 4), "n must lie in 1..m"),
+        (lambda: NOfM(2, 4, "rows"), "along"),
+        (lambda: Unstructured(1.0), "ratio"),
+        (lambda: Unstructured(0.5, "column"), "per"),
+        (lambda: masks.sparse_layers(nn.Linear(1, 1), "outer"), "layers"),
+    ],
+)
+def test_bad_patterns_are_refused(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_inner_layers_leave_out_both_ends_and_the_time_embedding():
+    model = tiny.unet()
+    every, inner = masks.sparse_layers(model, "all"), masks.sparse_layers(model)
+    assert every.keys() - inner.keys() == {
+        "conv_in",
+        "conv_out",
+        "time_embedding.linear_1",
+        "time_embedding.linear_2",
+    }
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(5, 3),
+        nn.Conv2d(4, 3, 3, padding=1),
+        nn.Conv2d(4, 3, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2)),
+        nn.Conv2d(4, 3, 1),
+    ],
+)
+def test_columns_times_matrix_is_the_layer(layer):
+    x = draw(2, 7, 5) if isinstance(layer, nn.Linear) else draw(2, 4, 6, 7)
+    with torch.no_grad():
+        expected = layer(x)
+        tokens = masks.columns(layer, x) @ masks.as_matrix(layer.weight).T + layer.bias
+    if isinstance(layer, nn.Conv2d):
+        expected = expected.movedim(1, -1)
+    assert (tokens - expected.reshape(-1, 3)).abs().max() <= 1e-5
+    again = masks.as_weight(masks.as_matrix(layer.weight), layer.weight.shape)
+    assert torch.equal(again, layer.weight)
+
+
+def test_inputs_that_cannot_be_unfolded_are_refused():
+    with pytest.raises(ValueError, match="groups"):
+        masks.columns(nn.Conv2d(4, 4, 3, groups=2), torch.zeros(1, 4, 5, 5))
+
+
+def test_stages_follow_execution_and_leave_no_hook():
+    pipe = tiny.pipeline()
+    layers = masks.sparse_layers(pipe.denoiser)
+    batches = masks.calibration(tiny.task(pipe), 2, 2, "test")
+    stages = masks.in_stages(pipe.denoiser, batches[0], layers, 5)
+    names = [name for stage in stages for name in stage]
+    assert len(stages) == 5 and sorted(names) == sorted(layers)
+    assert names[0].startswith("down_blocks.0") and names[-1].startswith("up_blocks.2")
+    seen = []
+    masks.observe(pipe.denoiser, batches, stages[0], lambda name, _: seen.append(name))
+    assert seen == 2 * list(stages[0])
+    assert not any(module._forward_pre_hooks for module in pipe.denoiser.modules())
+
+
+def test_a_layer_that_never_runs_is_named():
+    pipe = tiny.pipeline()
+    batch = masks.calibration(tiny.task(pipe), 2, 1, "test")[0]
+    with pytest.raises(ValueError, match="spare is never run"):
+        masks.in_stages(pipe.denoiser, batch, {"spare": nn.Linear(2, 2)}, 1)
+
+
+def test_calibration_is_drawn_from_the_task_alone():
+    pipe = tiny.pipeline()
+    one, two = (masks.calibration(tiny.task(pipe), 4, 2, "test") for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a.x_t, b.x_t) and torch.equal(a.t, b.t)
+    assert torch.equal(one[0].x0, one[1].x0) and not torch.equal(one[0].t, one[1].t)
+    with pytest.raises(ValueError, match="timesteps"):
+        masks.calibration(tiny.task(pipe), 4, 0, "test")
