@@ -30,7 +30,7 @@ from markupsafe import Markup
 from kb import schema
 from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.ledger import Reporting, comparable, reporting
-from kb.recomputed import Recomputed, by_row
+from kb.recomputed import Recomputed, Verdict, by_row
 from kb.results import Table, cells, claim, protocol_line
 from kb.rules import RULES, Rule
 from kb.schema import (
@@ -370,11 +370,15 @@ def unread_items(paper: Paper) -> tuple[ReportItem, ...]:
     return tuple(i for i, s in reporting(paper).items() if s is Reporting.NOT_TRANSCRIBED)
 
 
-def verdicts(found: Iterable[Recomputed]) -> str:
+def verdicts(found: Iterable[Recomputed], every: bool = False) -> str:
     """How many claims agree, differ or cannot be recomputed, in words."""
     counts = Counter(one.verdict for one in found)
-    words = {"agrees": "agree", "differs": "differ", "not recomputable": "not recomputable"}
-    return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+    words: dict[Verdict, str] = {
+        "agrees": "agree",
+        "differs": "differ",
+        "not recomputable": "not recomputable",
+    }
+    return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if every or counts[key])
 
 
 _RULE_GROUPS = {
