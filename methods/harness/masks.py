@@ -27,7 +27,7 @@ Which = Literal["inner", "all"]
 # What stays dense by custom: the first and last convolution and the time embedding's layers.
 DENSE_LAYERS = ("conv_in", "conv_out", "time_embedding")
 
-_PAIRWISE = 4  # runs up to this length are ranked by comparing all pairs
+_PAIRWISE = 8  # runs up to this length are ranked by comparing all pairs
 _CHUNK = 1 << 18  # weights ranked at a time, so that the copies stay in the cache
 _SAMPLE = 1 << 16  # values that bracket a threshold in a long row
 

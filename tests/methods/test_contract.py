@@ -32,6 +32,11 @@ CASES = {
         {"macs": 0.75, "batch_size": 4, "stride": 250, "rule": "whole", "order": "one-shot"},
     ),
     "finetune": ("finetune", {"steps": 2, "batch_size": 4}),
+    "sparsedm": ("sparsedm", {"steps": 2, "batch_size": 4}),
+    "sparsedm_progressive": (
+        "sparsedm",
+        {"n": 1, "steps": 4, "batch_size": 2, "layout": "flattened", "progressive": True},
+    ),
 }
 CHANNEL_METHODS = ("random_pruning", "magnitude", "diff_pruning")
 
