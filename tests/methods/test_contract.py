@@ -37,6 +37,13 @@ CASES = {
         "sparsedm",
         {"n": 1, "steps": 4, "batch_size": 2, "layout": "flattened", "progressive": True},
     ),
+    "wanda": ("wanda", {"batch_size": 4, "timesteps": 1}),
+    "wanda_runs": ("wanda", {"pattern": "n:m", "batch_size": 4, "timesteps": 1, "stages": 1}),
+    "sparsegpt": ("sparsegpt", {"batch_size": 4, "timesteps": 1}),
+    "sparsegpt_runs": (
+        "sparsegpt",
+        {"pattern": "n:m", "batch_size": 4, "timesteps": 1, "stages": 1},
+    ),
 }
 CHANNEL_METHODS = ("random_pruning", "magnitude", "diff_pruning")
 
