@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -329,13 +329,20 @@ def _request(record: Record) -> tuple[str, str]:
 def _label(record: Record) -> str:
     """Method names with changed settings; size and retraining have columns of their own."""
     words = []
-    for part in record.slug.split("+"):
+    for part, stage in zip(record.slug.split("+"), record.recipe, strict=False):
         name, *settings = part.split("-")
         if name == _RECOVERY and len(record.recipe) > 1:
             continue
         shown = [word for word in settings if not word.startswith(("macs", "ratio"))]
-        words.append(" ".join([name, *shown]))
+        words.append(" ".join([name, *(_assignment(word, stage.config) for word in shown)]))
     return " + ".join(words)
+
+
+def _assignment(word: str, config: Mapping[str, Any]) -> str:
+    """`batch_size32` of a slug as `batch_size=32`."""
+    keys = [key for key in config if word.startswith(key)]
+    key = max(keys, key=len, default="")
+    return f"{key}={word.removeprefix(key)}" if key else word
 
 
 def _tell_apart(rows: Sequence[Table]) -> None:
