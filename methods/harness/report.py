@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,11 @@ def _pareto(table: Table) -> Figure:
     pruned = [row for row in table["rows"] if row["method"] != "dense"]
     dense = next((row for row in table["rows"] if row["method"] == "dense"), None)
     budgets = sorted({row["optimizer_steps"] for row in pruned}) or [0]
-    methods = list(dict.fromkeys(row["method"] for row in pruned))
-    shown = sorted(pruned, key=lambda row: methods.index(row["method"]))
+    series = _series(pruned)
     figure = Figure(figsize=(1.2 + 4.1 * len(budgets), 4.6), dpi=130, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True, squeeze=True))
     for axes, budget in zip(panels, budgets, strict=True):
-        _panel(axes, [row for row in shown if row["optimizer_steps"] == budget], methods, dense)
+        _panel(axes, [row for row in pruned if row["optimizer_steps"] == budget], series, dense)
         steps = f"{budget} optimizer steps of retraining" if budget else "no retraining"
         axes.set_title(steps, fontsize=10, color=_INK)
         axes.set_xlabel("MACs left, % of dense (equal sizes drawn side by side)")
@@ -79,21 +78,34 @@ def _sparse_minor(ratio: float) -> Any:
     return FuncFormatter(name)
 
 
-def _panel(axes: Any, rows: Sequence[Table], methods: Sequence[str], dense: Table | None) -> None:
+def _series(rows: Sequence[Table]) -> dict[str, str]:
+    """Recipe -> legend: the method, with those settings that tell its recipes apart."""
+    words = {row["recipe"]: row["recipe"].split() for row in rows}
+    legend = {}
+    for recipe, (method, *settings) in words.items():
+        siblings = [set(other[1:]) for other in words.values() if other[0] == method]
+        shared = set.intersection(*siblings)
+        legend[recipe] = " ".join([method, *(word for word in settings if word not in shared)])
+    return legend
+
+
+def _panel(
+    axes: Any, rows: Sequence[Table], series: Mapping[str, str], dense: Table | None
+) -> None:
     if dense is not None:
         axes.axhline(
             dense["frechet"]["mean"], color=_INK, linewidth=1, linestyle="--", label="dense (100 %)"
         )
-    for index, method in enumerate(methods):
+    for index, (recipe, label) in enumerate(series.items()):
         points = sorted(
-            (row for row in rows if row["method"] == method), key=lambda row: row["macs_fraction"]
+            (row for row in rows if row["recipe"] == recipe), key=lambda row: row["macs_fraction"]
         )
         if not points:
             continue
         mean = np.array([row["frechet"]["mean"] for row in points])
         low = np.array([row["frechet"]["min"] for row in points])
         high = np.array([row["frechet"]["max"] for row in points])
-        aside = (index - (len(methods) - 1) / 2) * _DODGE
+        aside = (index - (len(series) - 1) / 2) * _DODGE
         repeated = any(row["frechet"]["n"] > 1 for row in points)
         axes.errorbar(
             [100 * row["macs_fraction"] + aside for row in points],
@@ -105,7 +117,7 @@ def _panel(axes: Any, rows: Sequence[Table], methods: Sequence[str], dense: Tabl
             markeredgecolor="white",
             linewidth=1.3,
             capsize=3,
-            label=method,
+            label=label,
         )
     axes.margins(x=0.12)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
