@@ -35,7 +35,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .harness.pipeline import Notes, Pipeline, Task
+from .harness.denoise import predict
+from .harness.pipeline import Examples, Notes, Pipeline, Task
 from .harness.scores import GroupScore, Order, choose
 from .harness.surgery import Rule, check_fraction, cut, requested_widths
 
@@ -87,12 +88,14 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     widths = requested_widths(
         pipe.denoiser, task.example_inputs(), config.ratio, config.macs, config.rule
     )
-    x0 = task.calibration_batch(config.batch_size)
-    noise = torch.randn(x0.shape, generator=task.generator("diff_pruning/noise")).to(x0.device)
+    examples = task.calibration_batch(config.batch_size)
+    noise = torch.randn(examples.x0.shape, generator=task.generator("diff_pruning/noise")).to(
+        task.device
+    )
     losses = accumulate_gradients(
         pipe.denoiser,
         task,
-        x0,
+        examples,
         noise,
         threshold=config.threshold,
         stride=config.stride,
@@ -110,7 +113,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
 def accumulate_gradients(
     model: nn.Module,
     task: Task,
-    x0: Tensor,
+    examples: Examples,
     noise: Tensor,
     *,
     threshold: float,
@@ -120,7 +123,7 @@ def accumulate_gradients(
 ) -> list[float]:
     """Leave sum_t dL_t/dw in `.grad` and return the losses, the one that stopped it included.
 
-    x0 and noise are (B, C, H, W) and the same for all t. L_t is the squared error, averaged over
+    Examples and noise (B, C, H, W) are the same for all t. L_t is the squared error, averaged over
     the batch and over pixels, or summed over pixels.
 
     Raises:
@@ -132,8 +135,9 @@ def accumulate_gradients(
     losses: list[float] = []
     highest = 0.0
     for t in range(0, task.timesteps, stride):
-        batch = task.noised(x0, noise, torch.full((len(x0),), t, device=x0.device))
-        prediction = model(batch.x_t, batch.t, return_dict=False)[0]
+        level = torch.full((len(examples),), t, device=noise.device)
+        batch = task.noised(examples.x0, noise, level, examples.condition)
+        prediction = predict(model, batch.x_t, batch.t, batch.condition)
         error = (prediction - batch.target).square().flatten(1)  # (B, C * H * W)
         loss = error.sum(dim=1).mean() if sum_pixels else error.mean()
         losses.append(float(loss.detach()))

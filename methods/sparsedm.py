@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .harness.denoise import predict
 from .harness.masks import Along, Layer, NOfM, Which, apply_masks, crossing, removed, sparse_layers
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task
 from .harness.train import Recipe, retrain
@@ -176,12 +177,13 @@ class SparseLoss:
 
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
         weights = sparse_weights(model, self.names, self.pattern, self.decay)
-        inputs = (batch.x_t, batch.t)
-        answer = functional_call(model, weights, inputs, {"return_dict": False})[0].float()
+        inputs = (batch.x_t,)
+        settings = {"timestep": batch.t, "return_dict": False, **batch.condition}
+        answer = functional_call(model, weights, inputs, settings)[0].float()
         loss = self.noise_weight * (answer - batch.target).square().mean()
         if self.teacher_weight:
             with torch.no_grad():
-                dense = self.teacher(*inputs, return_dict=False)[0].float()
+                dense = predict(self.teacher, batch.x_t, batch.t, batch.condition).float()
             loss = loss + self.teacher_weight * (answer - dense).square().mean()
         return loss
 

@@ -111,7 +111,7 @@ def main(
     bench = run.Bench(name, protocol, report=typer.echo)
     images = bench.dense_images(seed)
     reference = bench.reference_stats
-    training = bench.splits.train.images[:samples]
+    training = bench.splits.train.take(torch.arange(samples))
     drawn, real = lite0_features(images), lite0_features(training)
     macs = measure.count_macs(bench.dense.denoiser, bench.task_at(seed).example_inputs())
     log = journal.read(folder / "training_log.jsonl")

@@ -12,9 +12,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from methods.harness import journal, train, zoo
+from methods.harness import bases, journal, train, zoo
 from methods.harness.checkpoint import read_tensors, write_tensors
-from methods.harness.data import fashion_mnist
 from methods.harness.pipeline import noised_batches
 
 
@@ -45,12 +44,12 @@ def main(
         learning_rate=learning_rate,
         channels_last=channels_last,
     )
-    base, scheduler = zoo.BASES[name], zoo.ddpm_scheduler()
     state_path = state or Path("build/train") / name / "state.safetensors"
-    log_path = log or base.folder / "training_log.jsonl"
+    log_path = log or zoo.BASES[name].folder / "training_log.jsonl"
 
     torch.manual_seed(seed)
-    model = base.build().to(device)
+    pipe = bases.untrained(name).to(device)
+    model = pipe.denoiser
     start, spent, ema, optimizer_state = 0, 0.0, None, None
     if state_path.exists():
         tensors, note = read_tensors(state_path)
@@ -71,9 +70,7 @@ def main(
     else:
         journal.rewrite(log_path, [])
 
-    batches = noised_batches(
-        fashion_mnist().train, scheduler, batch_size, seed, device, start=start
-    )
+    batches = noised_batches(pipe, bases.splits(name).train, batch_size, seed, start)
     began, window = time.monotonic(), []
     for step in train.train(
         model, batches, recipe, start=start, optimizer_state=optimizer_state, ema=ema

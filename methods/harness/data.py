@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -67,6 +68,19 @@ class DataUnavailable(RuntimeError):
     """No source gave the data set; the message lists what each said and the mend."""
 
 
+class Images(Protocol):
+    """A set of images with what each shows; images may be made when they are taken."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) integers: classes, or rows of captions."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Tensor:
+        """Images at `index` (B,), float32 (B, C, H, W) in [-1, 1]."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images in [-1, 1] as float32 (N, C, H, W) with integer labels (N,)."""
@@ -77,14 +91,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def take(self, index: Tensor) -> Tensor:
+        return self.images[index]
+
 
 @dataclass(frozen=True)
 class Splits:
     """Disjoint sets: training, calibration (scores), reference (never trained on)."""
 
-    train: ImageSet
-    calibration: ImageSet
-    reference: ImageSet
+    train: Images
+    calibration: Images
+    reference: Images
 
 
 def cache_folder() -> Path:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .denoise import predict
 from .pipeline import NoisedBatch, Task
 from .surgery import check_fraction
 
@@ -260,13 +261,14 @@ def calibration(task: Task, images: int, timesteps: int, name: str) -> list[Nois
     """
     if timesteps < 1:
         raise ValueError(f"timesteps must be at least 1, not {timesteps}")
-    x0 = task.calibration_batch(images)
+    examples = task.calibration_batch(images)
+    x0 = examples.x0
     draw = task.generator(f"{name}/noise")
     batches = []
     for _ in range(timesteps):
         noise = torch.randn(x0.shape, generator=draw).to(x0.device)
         t = torch.randint(task.timesteps, (len(x0),), generator=draw).to(x0.device)
-        batches.append(task.noised(x0, noise, t))
+        batches.append(task.noised(x0, noise, t, examples.condition))
     return batches
 
 
@@ -304,7 +306,7 @@ def observe(
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         for batch in batches:
-            model(batch.x_t, batch.t, return_dict=False)
+            predict(model, batch.x_t, batch.t, batch.condition)
     finally:
         for handle in handles:
             handle.remove()

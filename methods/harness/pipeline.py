@@ -6,16 +6,45 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 
-from .data import ImageSet, Splits
+from .data import Images, Splits
+from .denoise import Condition
+from .text import Text
 
 Edit = dict[str, Any]
+REQUEST_DROPOUT = 0.1  # fraction of training requests that are emptied
 Notes = dict[str, Any]  # JSON: kept channels, losses; never quality, size or speed
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that a small denoiser may be asked for: one row for each class or caption.
+
+    `tables` maps a keyword argument of the denoiser to its values (rows, ...); a method picks
+    rows and never needs to know whether they are labels or embedded captions. Row `null` is the
+    empty request of classifier-free guidance.
+    """
+
+    tables: dict[str, Tensor]
+    null: int
+    names: tuple[str, ...]  # one for each row: "coat", "a red coat on a yellow background"
+
+    def of(self, rows: Tensor, device: torch.device | str | None = None) -> Condition:
+        """Keyword arguments for `rows` (B,), on `device` (None: where the tables are)."""
+        return {
+            key: table[rows.to(table.device)].to(device or table.device)
+            for key, table in self.tables.items()
+        }
+
+    def nothing(self, count: int, device: torch.device | str | None = None) -> Condition:
+        """Keyword arguments for `count` empty requests."""
+        return self.of(torch.full((count,), self.null), device)
 
 
 @dataclass(frozen=True)
@@ -23,13 +52,18 @@ class Pipeline:
     """A denoiser with what it needs to sample, and the record of what was cut out of it.
 
     `edits` is replayed on the architecture when a saved model is loaded; `surgery` appends to
-    it. `steps` is the number of sampling steps, never of optimizer steps.
+    it. `steps` is the number of sampling steps, never of optimizer steps; `guidance` is the
+    weight w of classifier-free guidance (1 is none). With an `autoencoder` the denoiser works on
+    latents, scaled by the autoencoder's `scaling_factor`.
     """
 
     denoiser: nn.Module
     scheduler: DDIMScheduler
     steps: int = 20
-    decoder: nn.Module | None = None
+    guidance: float = 1.0
+    conditioning: Conditioning | None = None
+    autoencoder: AutoencoderKL | None = None
+    text: Text | None = None
     edits: tuple[Edit, ...] = field(default=())
 
     def private_copy(self) -> Pipeline:
@@ -37,7 +71,7 @@ class Pipeline:
         return replace(
             self,
             denoiser=copy.deepcopy(self.denoiser),
-            decoder=copy.deepcopy(self.decoder),
+            autoencoder=copy.deepcopy(self.autoencoder),
             scheduler=copy.deepcopy(self.scheduler),
         )
 
@@ -57,20 +91,60 @@ class Pipeline:
     def to(self, device: torch.device | str) -> Pipeline:
         """Move in place, as nn.Module.to does, and return self."""
         self.denoiser.to(device)
-        if self.decoder is not None:
-            self.decoder.to(device)
+        if self.autoencoder is not None:
+            self.autoencoder.to(device)
         return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] as the denoiser sees them: themselves, or latents."""
+        if self.autoencoder is None:
+            return images
+        with torch.no_grad():
+            latents: Tensor = self.autoencoder.encode(images).latent_dist.mode()
+        return latents * self.autoencoder.config.scaling_factor
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """What the denoiser made as images (B, C, H, W), not clipped; keeps gradients."""
+        if self.autoencoder is None:
+            return x0
+        images: Tensor = self.autoencoder.decode(
+            x0 / self.autoencoder.config.scaling_factor, return_dict=False
+        )[0]
+        return images
+
+    def condition(self, rows: Tensor | None) -> Condition:
+        """Keyword arguments of the denoiser for rows (B,) of the conditioning; {} without one."""
+        if self.conditioning is None or rows is None:
+            return {}
+        return self.conditioning.of(rows, self.device)
+
+    def nothing(self, count: int) -> Condition:
+        """The empty request of classifier-free guidance; {} without conditioning."""
+        return {} if self.conditioning is None else self.conditioning.nothing(count, self.device)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Clean data with what it shows: x0 (B, C, H, W) as the denoiser sees it."""
+
+    x0: Tensor
+    rows: Tensor | None  # (B,) rows of the conditioning, None where there is none
+    condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.x0)
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """One batch on its way into the denoiser: images x0, noise and x_t are (B, C, H, W)."""
+    """One batch on its way into the denoiser: x0, noise and x_t are (B, C, H, W)."""
 
     x0: Tensor
     noise: Tensor
     t: Tensor  # (B,) integer timesteps, 0 is almost clean
     x_t: Tensor
     target: Tensor  # what the denoiser should answer, by the scheduler's prediction type
+    condition: Condition = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,8 +166,7 @@ class Task:
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator that depends on the seed and the name alone."""
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return seeded(self.seed, name)
 
     def noise(self, count: int, name: str) -> Tensor:
         """Standard normal noise (count, C, H, W), drawn on the CPU so that devices agree."""
@@ -111,38 +184,61 @@ class Task:
         """Length of the training noise schedule."""
         return int(self.dense.scheduler.config.num_train_timesteps)
 
-    def calibration_batch(self, count: int, name: str = "calibration") -> Tensor:
-        """Images (count, C, H, W) from the calibration split, without replacement.
+    def calibration_batch(self, count: int, name: str = "calibration") -> Examples:
+        """`count` examples of the calibration split, without replacement.
 
         Raises:
             ValueError: more images are wanted than the split holds.
         """
-        images = self.splits.calibration.images
-        if not 0 < count <= len(images):
-            raise ValueError(f"batch_size must lie in 1..{len(images)}, not {count}")
-        order = torch.randperm(len(images), generator=self.generator(name))
-        return images[order[:count]].to(self.device)
+        data = self.splits.calibration
+        if not 0 < count <= len(data):
+            raise ValueError(f"batch_size must lie in 1..{len(data)}, not {count}")
+        index = torch.randperm(len(data), generator=self.generator(name))[:count]
+        rows = None if self.dense.conditioning is None else data.labels[index]
+        return Examples(
+            x0=self.dense.encode(data.take(index).to(self.device)),
+            rows=rows,
+            condition=self.dense.condition(rows),
+        )
+
+    def prompts(self, count: int, name: str) -> Tensor | None:
+        """Rows (count,) to ask for, each class or caption about equally often; None without."""
+        conditioning = self.dense.conditioning
+        if conditioning is None:
+            return None
+        rows = torch.tensor([r for r in range(len(conditioning.names)) if r != conditioning.null])
+        order = torch.randperm(len(rows), generator=self.generator(f"{name}/rows"))
+        return rows[order[torch.arange(count) % len(rows)]]
 
     def training_batches(self, batch_size: int, start: int = 0) -> Iterator[NoisedBatch]:
         """Endless noised batches; batch k is the same however the run was interrupted."""
-        return noised_batches(
-            self.splits.train, self.dense.scheduler, batch_size, self.seed, self.device, start
-        )
+        return noised_batches(self.dense, self.splits.train, batch_size, self.seed, start)
 
-    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> NoisedBatch:
+    def noised(
+        self, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition | None = None
+    ) -> NoisedBatch:
         """Put x0 at noise level t (forward process, Ho et al. 2020, Eq. 4)."""
-        return noised(self.dense.scheduler, x0, noise, t)
+        return noised(self.dense.scheduler, x0, noise, t, condition)
 
     def example_inputs(self, batch: int = 1, device: torch.device | str | None = None) -> Edit:
         """Keyword arguments for one denoiser call, for counting and timing."""
-        device = device or self.device
+        device = torch.device(device or self.device)
+        first = "sample" if "sample" in signature(self.dense.denoiser.forward).parameters else None
+        condition = {k: v.to(device) for k, v in self.dense.nothing(batch).items()}
         return {
-            "sample": torch.zeros(batch, *self.sample_shape, device=device),
+            first or "hidden_states": torch.zeros(batch, *self.sample_shape, device=device),
             "timestep": torch.zeros(batch, dtype=torch.long, device=device),
+            **condition,
         }
 
 
-def noised(scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> NoisedBatch:
+def noised(
+    scheduler: DDIMScheduler,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Condition | None = None,
+) -> NoisedBatch:
     """Noise x0 to level t and pair it with the target of the scheduler's prediction type."""
     x_t = scheduler.add_noise(x0, noise, t)
     kind = scheduler.config.prediction_type
@@ -154,42 +250,44 @@ def noised(scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> No
         target = x0
     else:
         raise ValueError(f"unknown prediction_type {kind!r} in the scheduler's config")
-    return NoisedBatch(x0=x0, noise=noise, t=t, x_t=x_t, target=target)
+    return NoisedBatch(x0, noise, t, x_t, target, condition or {})
 
 
 def noised_batches(
-    data: ImageSet,
-    scheduler: DDIMScheduler,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    start: int = 0,
+    pipe: Pipeline, data: Images, batch_size: int, seed: int, start: int = 0
 ) -> Iterator[NoisedBatch]:
     """Endless batches; each epoch is a fresh permutation, each batch has its own generator.
 
     Timesteps are stratified over the batch (one uniform offset, then equal spacing), which
-    lowers the variance of the loss and leaves its mean as it is.
+    lowers the variance of the loss and leaves its mean as it is. One request in ten is emptied
+    (Ho and Salimans 2022), so that classifier-free guidance keeps working.
     """
     per_epoch = len(data) // batch_size
     if per_epoch == 0:
         raise ValueError(f"batch_size {batch_size} is larger than the {len(data)} images")
-    horizon = int(scheduler.config.num_train_timesteps)
+    horizon = int(pipe.scheduler.config.num_train_timesteps)
     epoch, order = -1, torch.empty(0, dtype=torch.long)
     step = start
     while True:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
-            order = torch.randperm(len(data), generator=_seeded(seed, "epoch", epoch))
+            order = torch.randperm(len(data), generator=seeded(seed, f"epoch/{epoch}"))
         first = (step % per_epoch) * batch_size
-        x0 = data.images[order[first : first + batch_size]]
-        draw = _seeded(seed, "batch", step)
-        noise = torch.randn(x0.shape, generator=draw)
+        index = order[first : first + batch_size]
+        x0 = pipe.encode(data.take(index).to(pipe.device))
+        draw = seeded(seed, f"batch/{step}")
+        noise = torch.randn(x0.shape, generator=draw).to(pipe.device)
         position = (torch.rand(1, generator=draw) + torch.arange(batch_size) / batch_size) % 1.0
         t = (position * horizon).long().clamp_(max=horizon - 1)
-        yield noised(scheduler, x0.to(device), noise.to(device), t.to(device))
+        rows = None
+        if pipe.conditioning is not None:
+            dropped = torch.rand(batch_size, generator=draw) < REQUEST_DROPOUT
+            rows = torch.where(dropped, pipe.conditioning.null, data.labels[index])
+        yield noised(pipe.scheduler, x0, noise, t.to(pipe.device), pipe.condition(rows))
         step += 1
 
 
-def _seeded(seed: int, name: str, index: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
+def seeded(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -202,7 +202,7 @@ class Bench:
     @cached_property
     def reference_features(self) -> Tensor:
         """Features of the held-out images, (N, 1280), cached on disk."""
-        images = self.splits.reference.images[: self.protocol.reference]
+        images = self.splits.reference.take(torch.arange(self.protocol.reference))
         key = {"features": dict(FEATURE_PROTOCOL), "images": _tensor_sha256(images)}
 
         def compute() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .denoise import predict
 from .pipeline import NoisedBatch
 
 Objective = Callable[[nn.Module, NoisedBatch], Tensor]
@@ -52,7 +53,7 @@ class Step:
 
 def denoising_loss(model: nn.Module, batch: NoisedBatch) -> Tensor:
     """Mean squared error to the target (Ho et al. 2020, Eq. 14)."""
-    prediction = model(batch.x_t, batch.t, return_dict=False)[0]
+    prediction = predict(model, batch.x_t, batch.t, batch.condition)
     return (prediction.float() - batch.target).square().mean()
 
 

@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -29,6 +30,8 @@ class Base:
     name: str
     describes: str
     build: Callable[[], nn.Module]
+    scheduler: Callable[[], DDIMScheduler]
+    guidance: float = 1.0
 
     @property
     def folder(self) -> Path:
@@ -47,6 +50,56 @@ def ddpm_scheduler(**changes: Any) -> DDIMScheduler:
         "timestep_spacing": "trailing",
     }
     return DDIMScheduler(**(settings | changes))
+
+
+def cosine_scheduler(**changes: Any) -> DDIMScheduler:
+    """The cosine schedule of Nichol and Dhariwal 2021 with v prediction (Salimans and Ho 2022)."""
+    settings: dict[str, Any] = {
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+    }
+    return DDIMScheduler(**(settings | changes))
+
+
+def _fashion_dit() -> nn.Module:
+    model = DiTTransformer2DModel(
+        sample_size=28,
+        patch_size=4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=8,
+        num_attention_heads=5,
+        attention_head_dim=32,
+        num_embeds_ada_norm=10,
+        norm_num_groups=1,
+    )
+    return without_label_dropout(model)
+
+
+def without_label_dropout(model: nn.Module) -> nn.Module:
+    """Leave dropping labels to the batches: diffusers draws it anew in every block of one image."""
+    for module in model.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0
+    return model
+
+
+def _fashion_t2i() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(48, 80, 96),
+        layers_per_block=2,
+        cross_attention_dim=64,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
 
 
 def _fashion_unet() -> nn.Module:
@@ -70,9 +123,31 @@ BASES = {
             name="fashion_unet",
             describes="unconditional U-Net on Fashion-MNIST, 28x28 grey, noise prediction",
             build=_fashion_unet,
+            scheduler=ddpm_scheduler,
+        ),
+        Base(
+            name="fashion_dit",
+            describes="class-conditional DiT on Fashion-MNIST, 28x28 grey, v prediction",
+            build=_fashion_dit,
+            scheduler=lambda: cosine_scheduler(clip_sample=True),
+            guidance=2.0,
+        ),
+        Base(
+            name="fashion_t2i",
+            describes="text-to-image latent U-Net on tinted garments, 32x32 colour, v prediction",
+            build=_fashion_t2i,
+            scheduler=cosine_scheduler,
+            guidance=5.0,
         ),
     )
 }
+
+
+def base(name: str) -> Base:
+    """The shipped base `name`; ValueError with the valid names otherwise."""
+    if name not in BASES:
+        raise ValueError(f"unknown base {name!r}; known: {', '.join(BASES)}")
+    return BASES[name]
 
 
 @dataclass(frozen=True)

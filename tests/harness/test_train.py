@@ -18,7 +18,7 @@ from . import tiny
 
 def batches(pipe, start=0, seed=0):
     data = tiny.task(pipe).splits.train
-    return noised_batches(data, pipe.scheduler, 8, seed, "cpu", start)
+    return noised_batches(pipe, data, 8, seed, start)
 
 
 RECIPE = train.Recipe(steps=6, batch_size=8, warmup=2, precision="fp32", learning_rate=1e-3)

@@ -7,14 +7,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from methods.harness import zoo
 from methods.harness.channels import channel_groups
 from methods.harness.data import ImageSet, Splits
-from methods.harness.pipeline import Pipeline, Task
+from methods.harness.pipeline import Conditioning, Pipeline, Task
 
 CONFIGS = {
     # name -> UNet2DModel settings: heads, GroupNorm groups, blocks and shortcuts all vary
@@ -55,15 +60,88 @@ CONFIGS = {
 def unet(name: str = "many_heads", seed: int = 0) -> UNet2DModel:
     """A tiny U-Net whose every parameter is random, biases and gammas too."""
     torch.manual_seed(seed)
-    model = UNet2DModel(**CONFIGS[name]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return shaken(UNet2DModel(**CONFIGS[name]))
 
 
 def pipeline(name: str = "many_heads", seed: int = 0) -> Pipeline:
     return Pipeline(denoiser=unet(name, seed), scheduler=zoo.ddpm_scheduler(), steps=3)
+
+
+def text_unet(seed: int = 0, layers: int = 2) -> UNet2DConditionModel:
+    """A tiny U-Net with cross-attention: three stages, the first without attention."""
+    torch.manual_seed(seed)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=layers,
+        cross_attention_dim=12,
+        attention_head_dim=4,  # the number of heads
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return shaken(model)
+
+
+def dit(seed: int = 0, layers: int = 6) -> DiTTransformer2DModel:
+    """A tiny class-conditional DiT: 16 tokens, 4 heads of 8."""
+    torch.manual_seed(seed)
+    model = DiTTransformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=1,
+        out_channels=1,
+        num_layers=layers,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_embeds_ada_norm=10,
+        norm_num_groups=1,
+    )
+    return shaken(zoo.without_label_dropout(model))
+
+
+def mmdit(seed: int = 0, layers: int = 3) -> SD3Transformer2DModel:
+    """A tiny MMDiT of Stable Diffusion 3's class: joint attention over image and text."""
+    torch.manual_seed(seed)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=layers,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=12,
+        caption_projection_dim=32,
+        pooled_projection_dim=6,
+        pos_embed_max_size=8,
+    )
+    return shaken(model)
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Every parameter random, also those that start at zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def conditional(kind: str, seed: int = 0) -> Pipeline:
+    """A tiny guided pipeline: "t2i" (text U-Net), "dit" or "mmdit"; 10 requests and the null."""
+    draw = torch.Generator().manual_seed(seed)
+    names = (*(f"request {row}" for row in range(10)), "")
+    if kind == "dit":
+        tables = {"class_labels": torch.arange(11)}
+    else:
+        tables = {"encoder_hidden_states": torch.randn(11, 5, 12, generator=draw)}
+    if kind == "mmdit":
+        tables["pooled_projections"] = torch.randn(11, 6, generator=draw)
+    model = {"t2i": text_unet, "dit": dit, "mmdit": mmdit}[kind](seed)
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=100)
+    return Pipeline(model, scheduler, 3, 2.0, Conditioning(tables, 10, names))
 
 
 def task(pipe: Pipeline, seed: int = 0) -> Task:

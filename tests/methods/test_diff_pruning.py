@@ -10,7 +10,7 @@ from torch import nn
 
 from methods import diff_pruning
 from methods.harness.channels import channel_groups
-from methods.harness.pipeline import Pipeline
+from methods.harness.pipeline import Examples, Pipeline
 from tests.harness import tiny
 
 
@@ -23,7 +23,8 @@ class Curve(nn.Module):
         self.sigma = (1 - scheduler.alphas_cumprod).sqrt()
         self.curve = torch.tensor(curve)
 
-    def forward(self, x_t, t, return_dict=False):
+    def forward(self, x_t, timestep, return_dict=False):
+        t = timestep
         noise = x_t / self.sigma[t][:, None, None, None]  # x0 is zero in these tests
         miss = self.curve[t].sqrt()[:, None, None, None] * self.weight
         return (noise + miss,)
@@ -33,10 +34,16 @@ def accumulate(curve, threshold, include_last, stride=1):
     pipe = tiny.pipeline()
     around = tiny.task(pipe)
     model = Curve(pipe.scheduler, curve + [0.0] * (1000 - len(curve)))
-    x0 = torch.zeros(2, 1, 8, 8)
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    examples = Examples(torch.zeros(2, 1, 8, 8), None, {})
+    noise = torch.randn(examples.x0.shape, generator=torch.Generator().manual_seed(0))
     losses = diff_pruning.accumulate_gradients(
-        model, around, x0, noise, threshold=threshold, include_last=include_last, stride=stride
+        model,
+        around,
+        examples,
+        noise,
+        threshold=threshold,
+        include_last=include_last,
+        stride=stride,
     )
     return losses, model.weight.grad
 
@@ -70,9 +77,12 @@ def test_gradients_are_the_sum_over_timesteps():
     pipe = tiny.pipeline()
     around = tiny.task(pipe)
     model = copy.deepcopy(pipe.denoiser)
-    x0 = around.calibration_batch(4)
+    examples = around.calibration_batch(4)
+    x0 = examples.x0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
-    losses = diff_pruning.accumulate_gradients(model, around, x0, noise, threshold=0.0, stride=250)
+    losses = diff_pruning.accumulate_gradients(
+        model, around, examples, noise, threshold=0.0, stride=250
+    )
     found = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     total = torch.zeros(())
@@ -91,13 +101,13 @@ def test_the_loss_of_the_papers_code_sums_over_pixels():
     """64 pixels: loss and gradient are 64 times those of the mean, the stop is the same."""
     pipe = tiny.pipeline()
     around = tiny.task(pipe)
-    x0 = around.calibration_batch(2)
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    examples = around.calibration_batch(2)
+    noise = torch.randn(examples.x0.shape, generator=torch.Generator().manual_seed(0))
     found = []
     for sum_pixels in (False, True):
         model = copy.deepcopy(pipe.denoiser)
         losses = diff_pruning.accumulate_gradients(
-            model, around, x0, noise, threshold=0.3, stride=200, sum_pixels=sum_pixels
+            model, around, examples, noise, threshold=0.3, stride=200, sum_pixels=sum_pixels
         )
         found.append((losses, model.conv_in.weight.grad))
     assert len(found[0][0]) == len(found[1][0])
