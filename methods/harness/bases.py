@@ -39,7 +39,7 @@ def untrained(name: str) -> Pipeline:
     base = zoo.base(name)
     denoiser, scheduler = base.build(), base.scheduler()
     if name == "fashion_dit":
-        return Pipeline(denoiser, scheduler, guidance=base.guidance, conditioning=labels())
+        return Pipeline(denoiser, scheduler, guidance=base.guidance, conditioning=class_labels())
     if name == "fashion_t2i":
         text = untrained_text()
         return Pipeline(
@@ -52,10 +52,10 @@ def untrained(name: str) -> Pipeline:
     return Pipeline(denoiser, scheduler)
 
 
-def labels() -> Conditioning:
-    """Fashion-MNIST's classes as DiT's class labels; the row after the last is no label."""
-    count = len(CLASS_NAMES)
-    return Conditioning({"class_labels": torch.arange(count + 1)}, count, (*CLASS_NAMES, ""))
+def class_labels(count: int = len(CLASS_NAMES)) -> Conditioning:
+    """The classes of a DiT as its labels; the row after the last is no label."""
+    names = CLASS_NAMES if count == len(CLASS_NAMES) else tuple(f"class {k}" for k in range(count))
+    return Conditioning({"class_labels": torch.arange(count + 1)}, count, (*names, ""))
 
 
 def captions() -> tuple[str, ...]:

@@ -1,9 +1,14 @@
-"""Which tensors of a diffusers U-Net share channels: the knowledge that makes cutting exact.
+"""Which tensors of a diffusers model share channels: the knowledge that makes cutting exact.
 
 A `ChannelGroup` is a set of channels that only exist together: the output rows that produce
 them, the normalisations they pass, and the input columns that read them, through residual sums
 and skip concatenations. Groups come from walking the architecture block by block as its forward
 pass does; nothing is traced, so the walk also works on the meta device.
+
+In transformers the channels inside attention (heads) and feed-forward (neurons) are groups. The
+residual stream is not: LayerNorm looks at all of its channels, so none can go without changing
+what the others are normalised by. Text and class embeddings are inputs and stay as wide as they
+are.
 """
 
 from __future__ import annotations
@@ -11,20 +16,30 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from diffusers import UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.models.activations import GEGLU, GELU
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
+
+from .depth import Skip, SkipToShortcut
 
 
 @dataclass(frozen=True)
 class Slot:
     """Where a group's channels lie: `size` positions from `start` on one axis of one module.
 
-    `axis` is "out" (rows of a convolution or linear layer, and its bias), "in" (columns) or
-    "norm" (affine parameters).
+    `axis` is "out" (rows of a convolution or linear layer, and its bias), "in" (columns), "norm"
+    (affine parameters) or "skip" (what stands in for a removed ResNet passes them on: no tensor).
     """
 
     module: str
@@ -50,9 +65,11 @@ class ChannelGroup:
 
     @property
     def members(self) -> dict[tuple[str, str], tuple[int, ...]]:
-        """(module, axis) -> starts; two starts where one concatenation holds the group twice."""
+        """(module, axis) -> starts, tensors only; two where a concatenation holds it twice."""
         starts: dict[tuple[str, str], list[int]] = {}
         for slot in self.slots:
+            if slot.axis == "skip":
+                continue
             starts.setdefault((slot.module, slot.axis), []).append(slot.start)
         return {member: tuple(found) for member, found in starts.items()}
 
@@ -67,7 +84,10 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Stream:
-    """Provisional group numbers, concatenated along the channel axis, and their operation."""
+    """Provisional group numbers, concatenated along the channel axis, and their operation.
+
+    A stream without groups has channels that cannot be cut: a transformer's residual stream.
+    """
 
     groups: tuple[int, ...]
     node: _Node
@@ -94,8 +114,10 @@ class _Walk:
             group = self.parent[group]
         return group
 
-    def produce(self, module: str, source: _Stream | None = None, heads: int = 1) -> _Stream:
-        """A layer's output rows become a new provisional group."""
+    def produce(
+        self, module: str, source: _Stream | None = None, heads: int = 1, *, gated: bool = False
+    ) -> _Stream:
+        """A layer's output rows become a new provisional group; gated: value and gate are one."""
         layer = self.model.get_submodule(module)
         if isinstance(layer, nn.Conv2d):
             if layer.groups != 1:
@@ -105,10 +127,14 @@ class _Walk:
             size = layer.out_features
         else:
             raise ValueError(f"{module}: cannot cut a {type(layer).__name__}")
+        starts = (0,)
+        if gated:
+            size //= 2
+            starts = (0, size)
         self.names.append(module)
         self.sizes.append(size)
         self.heads.append(heads)
-        self.slots.append([Slot(module, "out", 0)])
+        self.slots.append([Slot(module, "out", start) for start in starts])
         group = len(self.parent)
         self.parent.append(group)
         return _Stream((group,), _Node(group, (source.node,) if source else ()))
@@ -199,13 +225,20 @@ def backward_order(model: nn.Module) -> tuple[str, ...]:
 
 
 def _walk(model: nn.Module) -> _Walk:
-    if not isinstance(model, UNet2DModel):
-        raise ValueError(
-            f"channel pruning knows UNet2DModel, not {type(model).__name__}: its channels are "
-            "not described in methods/harness/channels.py"
-        )
     walk = _Walk(model)
-    _walk_unet2d(walk, model)
+    if isinstance(model, UNet2DModel):
+        _walk_unet2d(walk, model)
+    elif isinstance(model, UNet2DConditionModel):
+        _walk_text_unet(walk, model)
+    elif isinstance(model, DiTTransformer2DModel):
+        _walk_dit(walk, model)
+    elif isinstance(model, AutoencoderKL):
+        _walk_decoder(walk, model)
+    else:
+        raise ValueError(
+            f"channel pruning knows U-Nets, DiTTransformer2DModel and AutoencoderKL's decoder, not "
+            f"{type(model).__name__}: its channels are not described in methods/harness/channels.py"
+        )
     return walk
 
 
@@ -236,13 +269,79 @@ def _walk_unet2d(walk: _Walk, model: UNet2DModel) -> None:
         name = f"up_blocks.{index}"
         _require(block, name, ("UpBlock2D", "AttnUpBlock2D"))
         for layer in range(len(block.resnets)):
-            joined = walk.concatenate(hidden, skips.pop())
-            hidden = _resnet(walk, f"{name}.resnets.{layer}", joined, time)
+            hidden = _up_resnet(walk, f"{name}.resnets.{layer}", hidden, skips.pop(), time)
             hidden = _block_attention(walk, block, name, layer, hidden)
         if block.upsamplers is not None:
             hidden = _sampler(walk, f"{name}.upsamplers.0", hidden)
     walk.read("conv_norm_out", hidden, "norm")
     walk.read("conv_out", hidden)
+    walk.last = _Node(None, (hidden.node,))
+
+
+def _walk_text_unet(walk: _Walk, model: UNet2DConditionModel) -> None:
+    for name in ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act"):
+        if getattr(model, name, None) is not None:
+            raise ValueError(f"{name}: a U-Net with it is not described")
+    time = _time_embedding(walk)
+    hidden = walk.produce("conv_in")
+    skips = [hidden]
+    for index, block in enumerate(model.down_blocks):
+        name = f"down_blocks.{index}"
+        _require(block, name, ("DownBlock2D", "CrossAttnDownBlock2D"))
+        for layer in range(len(block.resnets)):
+            hidden = _resnet(walk, f"{name}.resnets.{layer}", hidden, time)
+            if hasattr(block, "attentions"):
+                hidden = _transformer(walk, f"{name}.attentions.{layer}", hidden)
+            skips.append(hidden)
+        if block.downsamplers is not None:
+            hidden = _sampler(walk, f"{name}.downsamplers.0", hidden)
+            skips.append(hidden)
+    if model.mid_block is not None:
+        _require(model.mid_block, "mid_block", ("UNetMidBlock2DCrossAttn",))
+        hidden = _resnet(walk, "mid_block.resnets.0", hidden, time)
+        for layer in range(len(model.mid_block.attentions)):
+            hidden = _transformer(walk, f"mid_block.attentions.{layer}", hidden)
+            hidden = _resnet(walk, f"mid_block.resnets.{layer + 1}", hidden, time)
+    for index, block in enumerate(model.up_blocks):
+        name = f"up_blocks.{index}"
+        _require(block, name, ("UpBlock2D", "CrossAttnUpBlock2D"))
+        for layer in range(len(block.resnets)):
+            hidden = _up_resnet(walk, f"{name}.resnets.{layer}", hidden, skips.pop(), time)
+            if hasattr(block, "attentions"):
+                hidden = _transformer(walk, f"{name}.attentions.{layer}", hidden)
+        if block.upsamplers is not None:
+            hidden = _sampler(walk, f"{name}.upsamplers.0", hidden)
+    walk.read("conv_norm_out", hidden, "norm")
+    walk.read("conv_out", hidden)
+    walk.last = _Node(None, (hidden.node,))
+
+
+def _walk_dit(walk: _Walk, model: DiTTransformer2DModel) -> None:
+    stream = _Stream((), _Node(None, ()))
+    for index, block in enumerate(model.transformer_blocks):
+        if isinstance(block, BasicTransformerBlock):  # what stands in for a removed one has none
+            stream = _transformer_block(walk, f"transformer_blocks.{index}", stream)
+    walk.last = _Node(None, (stream.node,))
+
+
+def _walk_decoder(walk: _Walk, model: AutoencoderKL) -> None:
+    decoder = model.decoder
+    hidden = walk.produce("decoder.conv_in")
+    _require(decoder.mid_block, "decoder.mid_block", ("UNetMidBlock2D",))
+    hidden = _resnet(walk, "decoder.mid_block.resnets.0", hidden, None)
+    for layer, attention in enumerate(decoder.mid_block.attentions):
+        if attention is not None:
+            hidden = _attention(walk, f"decoder.mid_block.attentions.{layer}", hidden)
+        hidden = _resnet(walk, f"decoder.mid_block.resnets.{layer + 1}", hidden, None)
+    for index, block in enumerate(decoder.up_blocks):
+        name = f"decoder.up_blocks.{index}"
+        _require(block, name, ("UpDecoderBlock2D",))
+        for layer in range(len(block.resnets)):
+            hidden = _resnet(walk, f"{name}.resnets.{layer}", hidden, None)
+        if block.upsamplers is not None:
+            hidden = _sampler(walk, f"{name}.upsamplers.0", hidden)
+    walk.read("decoder.conv_norm_out", hidden, "norm")
+    walk.read("decoder.conv_out", hidden)
     walk.last = _Node(None, (hidden.node,))
 
 
@@ -256,15 +355,29 @@ def _time_embedding(walk: _Walk) -> _Stream:
     return walk.layer("time_embedding.linear_2", first)
 
 
-def _resnet(walk: _Walk, name: str, stream: _Stream, time: _Stream) -> _Stream:
+def _up_resnet(
+    walk: _Walk, name: str, hidden: _Stream, skip: _Stream, time: _Stream | None
+) -> _Stream:
+    if isinstance(walk.model.get_submodule(name), Skip):
+        walk.read(name, hidden, "skip")  # the skip connection went with the ResNet
+        return hidden
+    return _resnet(walk, name, walk.concatenate(hidden, skip), time)
+
+
+def _resnet(walk: _Walk, name: str, stream: _Stream, time: _Stream | None) -> _Stream:
     block = walk.model.get_submodule(name)
+    if isinstance(block, Skip):
+        walk.read(name, stream, "skip")
+        return stream
+    if isinstance(block, SkipToShortcut):
+        return walk.layer(f"{name}.conv_shortcut", stream)
     if not isinstance(block, ResnetBlock2D) or block.time_embedding_norm != "default":
         raise ValueError(f"{name}: only ResnetBlock2D with an additive time embedding is described")
     if block.upsample is not None or block.downsample is not None:
         raise ValueError(f"{name}: a resnet that resamples is not described")
     walk.read(f"{name}.norm1", stream, "norm")
     inner = walk.layer(f"{name}.conv1", stream)
-    if block.time_emb_proj is not None:
+    if time is not None and block.time_emb_proj is not None:
         shift = walk.layer(f"{name}.time_emb_proj", time)
         inner = walk.add(inner, shift.then(), name)
     walk.read(f"{name}.norm2", inner, "norm")
@@ -285,6 +398,8 @@ def _block_attention(
 def _attention(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     """Queries, keys and values share their channels, as the official grouping has it."""
     block = walk.model.get_submodule(name)
+    if isinstance(block, Skip):
+        return stream
     if not isinstance(block, Attention) or block.norm_q is not None or block.is_cross_attention:
         raise ValueError(f"{name}: only plain self-attention is described")
     if block.group_norm is not None:
@@ -301,6 +416,57 @@ def _attention(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     if block.residual_connection:
         out = walk.add(out, stream, name)
     return out.then()
+
+
+def _transformer(walk: _Walk, name: str, stream: _Stream) -> _Stream:
+    block = walk.model.get_submodule(name)
+    if isinstance(block, Skip):
+        return stream
+    if not isinstance(block, Transformer2DModel):
+        raise ValueError(f"{name}: {type(block).__name__} is not described")
+    walk.read(f"{name}.norm", stream, "norm")
+    walk.read(f"{name}.proj_in", stream)
+    inner = _Stream((), stream.node)
+    for index, layer in enumerate(block.transformer_blocks):
+        if isinstance(layer, BasicTransformerBlock):
+            inner = _transformer_block(walk, f"{name}.transformer_blocks.{index}", inner)
+    out = walk.produce(f"{name}.proj_out", inner)
+    return walk.add(stream, out, name).then()
+
+
+def _transformer_block(walk: _Walk, name: str, stream: _Stream) -> _Stream:
+    """Heads and neurons between a residual stream that keeps its width."""
+    block = walk.model.get_submodule(name)
+    assert isinstance(block, BasicTransformerBlock)
+    for part in ("attn1", "attn2"):
+        if isinstance(getattr(block, part, None), Attention):
+            stream = _inner_attention(walk, f"{name}.{part}", stream)
+    if isinstance(block.ff, FeedForward):
+        stream = _feed_forward(walk, f"{name}.ff", block.ff, stream)
+    return stream
+
+
+def _inner_attention(walk: _Walk, name: str, stream: _Stream) -> _Stream:
+    block = walk.model.get_submodule(name)
+    assert isinstance(block, Attention)
+    if block.norm_q is not None or block.added_kv_proj_dim is not None:
+        raise ValueError(f"{name}: normalised queries or added keys are not described")
+    query, key, value = (
+        walk.layer(f"{name}.{projection}", stream, heads=block.heads).then()
+        for projection in ("to_q", "to_k", "to_v")
+    )
+    mixed = walk.add(walk.add(query, key, name), value, name)
+    walk.read(f"{name}.to_out.0", mixed)
+    return _Stream((), _Node(None, (query.node, key.node, value.node)))
+
+
+def _feed_forward(walk: _Walk, name: str, block: FeedForward, stream: _Stream) -> _Stream:
+    first = block.net[0]
+    if not isinstance(first, GEGLU | GELU):
+        raise ValueError(f"{name}: activation {type(first).__name__} is not described")
+    hidden = walk.produce(f"{name}.net.0.proj", stream, gated=isinstance(first, GEGLU))
+    walk.read(f"{name}.net.2", hidden)
+    return _Stream((), hidden.node)
 
 
 def _sampler(walk: _Walk, name: str, stream: _Stream) -> _Stream:

@@ -2,8 +2,9 @@
 
 A folder holds `config.json` (the base architecture, as diffusers writes it), `pruning.json`
 (what was cut, by which method, from which base), `scheduler_config.json` and
-`model.safetensors`. Loading builds the base on the meta device, replays the edits and then
-demands every tensor, by name, shape and dtype. Nothing is unpickled.
+`model.safetensors`. A text-to-image model brings its `vae/`, `text_encoder/` and `tokenizer/`, so
+that the folder samples by itself. Loading builds the base on the meta device, replays the edits
+and then demands every tensor, by name, shape and dtype. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -13,18 +14,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import zoo
+from . import bases, zoo
+from .edits import replay
 from .journal import write_bytes, write_text
-from .pipeline import Pipeline
-from .surgery import replay
+from .pipeline import Conditioning, Pipeline
+from .text import Text
 
 FORMAT = 1
-_CLASSES: dict[str, type[nn.Module]] = {"UNet2DModel": UNet2DModel}
+_CLASSES: dict[str, type[nn.Module]] = {
+    model.__name__: model
+    for model in (
+        UNet2DModel,
+        UNet2DConditionModel,
+        DiTTransformer2DModel,
+        SD3Transformer2DModel,
+        AutoencoderKL,
+    )
+}
+_DENOISERS = ("unet", "transformer")  # folder names in a diffusers pipeline directory
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -50,22 +72,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def save_pruned(pipe: Pipeline, folder: Path, base: str, notes: dict[str, Any]) -> None:
     """Write the folder; `base` names where the architecture came from, `notes` is JSON."""
-    state = pipe.denoiser.state_dict()
     config = _architecture(pipe.denoiser)
-    dense = dict(_build(config).state_dict())
     record = {
         "format": FORMAT,
         "base": base,
         "steps": pipe.steps,
+        "guidance": pipe.guidance,
         "edits": list(pipe.edits),
-        "shapes": {
-            name: list(tensor.shape)
-            for name, tensor in state.items()
-            if tensor.shape != dense[name].shape
-        },
+        "shapes": _changed_shapes(pipe.denoiser, config),
         "notes": notes,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if pipe.autoencoder is not None:
+        _save_autoencoder(pipe.autoencoder, folder / "vae")
+    if pipe.text is not None:
+        _save_text(pipe.text, folder)
+    state = pipe.denoiser.state_dict()
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     scheduler = _plain_json(pipe.scheduler.config, type(pipe.scheduler).__name__)
     write_text(
@@ -85,17 +107,19 @@ def load_pruned(folder: Path) -> Pipeline:
     """
     record = _read_json(folder, "pruning.json")
     config = _read_json(folder, "config.json")
+    autoencoder = None
     if record.get("format") != FORMAT:
         raise ValueError(f"{folder}/pruning.json: format {record.get('format')!r}, not {FORMAT}")
     edits, shapes, steps = record.get("edits"), record.get("shapes"), record.get("steps")
     if not isinstance(edits, list) or not isinstance(shapes, dict) or type(steps) is not int:
         raise ValueError(f"{folder}/pruning.json: edits, shapes or steps is missing")
+    model = _empty(folder / "config.json", config)
+    if (folder / "vae").is_dir():
+        autoencoder = _empty(
+            folder / "vae" / "config.json", _read_json(folder / "vae", "config.json")
+        )
     try:
-        model = _build(config)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{folder}/config.json: {error}") from error
-    try:
-        replay(model, edits)
+        replay(model, edits, autoencoder)
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{folder}/pruning.json: {error}") from error
     for name, tensor in model.state_dict().items():
@@ -105,8 +129,20 @@ def load_pruned(folder: Path) -> Pipeline:
                 f"the edits give {list(tensor.shape)}"
             )
     _fill(model, folder / "model.safetensors")
-    scheduler = _scheduler(_read_json(folder, "scheduler_config.json"), folder)
-    return Pipeline(denoiser=model, scheduler=scheduler, steps=steps, edits=tuple(edits))
+    if autoencoder is not None:
+        _fill(autoencoder, folder / "vae" / WEIGHTS)
+        autoencoder.requires_grad_(False)
+    text = _load_text(folder)
+    return Pipeline(
+        denoiser=model,
+        scheduler=_scheduler(_read_json(folder, "scheduler_config.json"), folder),
+        steps=steps,
+        guidance=float(record.get("guidance", 1.0)),
+        conditioning=_conditioning(model, text),
+        autoencoder=autoencoder,
+        text=text,
+        edits=tuple(edits),
+    )
 
 
 def load_base(source: str) -> Pipeline:
@@ -130,23 +166,92 @@ def load_base(source: str) -> Pipeline:
     )
 
 
-def save_base(model: nn.Module, scheduler: DDIMScheduler, folder: Path) -> None:
-    """Write a dense base as the pipeline directory that diffusers' DDIMPipeline loads."""
-    from diffusers import DDIMPipeline
+def save_base(pipe: Pipeline, folder: Path) -> None:
+    """Write a dense base as a diffusers pipeline directory, in the precision of its weights.
 
-    DDIMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder)
+    A U-Net alone becomes a DDIMPipeline, one with text a StableDiffusionPipeline. A DiT becomes
+    `transformer/` and `scheduler/`: diffusers' DiTPipeline demands an autoencoder and hard-codes
+    ImageNet's null label, so neither fits a model of pixels and ten classes.
+    """
+    from diffusers import DDIMPipeline, StableDiffusionPipeline
+
+    if pipe.text is not None and pipe.autoencoder is not None:
+        StableDiffusionPipeline(
+            vae=pipe.autoencoder,
+            text_encoder=pipe.text.encoder,
+            tokenizer=pipe.text.tokenizer,
+            unet=pipe.denoiser,
+            scheduler=pipe.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder, safe_serialization=True)
+    elif isinstance(pipe.denoiser, DiTTransformer2DModel):
+        pipe.denoiser.save_pretrained(folder / "transformer", safe_serialization=True)
+        pipe.scheduler.save_pretrained(folder / "scheduler")
+    else:
+        DDIMPipeline(unet=pipe.denoiser, scheduler=pipe.scheduler).save_pretrained(folder)
 
 
 def _load_directory(folder: Path) -> Pipeline:
-    """A dense pipeline directory (unet/ and scheduler/)."""
-    config = _read_json(folder / "unet", "config.json")
-    try:
-        model = _build(config)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{folder}/unet/config.json: {error}") from error
-    _fill(model, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    """A dense pipeline directory: unet/ or transformer/, scheduler/, and vae/, text_encoder/."""
+    name = next((name for name in _DENOISERS if (folder / name).is_dir()), _DENOISERS[0])
+    model = _load_dense(folder / name)
+    autoencoder = None
+    if (folder / "vae").is_dir():
+        autoencoder = _load_dense(folder / "vae").requires_grad_(False)
+    text = _load_text(folder)
     scheduler = _scheduler(_read_json(folder / "scheduler", "scheduler_config.json"), folder)
-    return Pipeline(denoiser=model, scheduler=scheduler)
+    return Pipeline(
+        denoiser=model,
+        scheduler=scheduler,
+        conditioning=_conditioning(model, text),
+        autoencoder=autoencoder,
+        text=text,
+    )
+
+
+def _load_dense(folder: Path) -> nn.Module:
+    model = _empty(folder / "config.json", _read_json(folder, "config.json"))
+    _fill(model, folder / WEIGHTS)
+    return model
+
+
+def _save_autoencoder(autoencoder: nn.Module, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    config = _architecture(autoencoder)
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_tensors(folder / WEIGHTS, autoencoder.state_dict(), {"format": "pt"})
+
+
+def _save_text(text: Text, folder: Path) -> None:
+    text.encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _load_text(folder: Path) -> Text | None:
+    """Tokenizer and text encoder of a folder, None where it has none."""
+    if not (folder / "text_encoder").is_dir():
+        return None
+    try:
+        return Text(
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            encoder=CLIPTextModel.from_pretrained(
+                folder / "text_encoder", use_safetensors=True, dtype=torch.float32
+            ).eval(),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder}/text_encoder or tokenizer: {first}") from error
+
+
+def _conditioning(model: nn.Module, text: Text | None) -> Conditioning | None:
+    """What a loaded model can be asked for: its captions, or its classes."""
+    if text is not None:
+        return bases.embedded_captions(text)
+    if isinstance(model, DiTTransformer2DModel):
+        return bases.class_labels(int(model.config.num_embeds_ada_norm))
+    return None
 
 
 def _load_hub(repository: str) -> Pipeline:
@@ -164,6 +269,23 @@ def _load_hub(repository: str) -> Pipeline:
     return Pipeline(denoiser=model.eval(), scheduler=scheduler)
 
 
+def _changed_shapes(model: nn.Module, config: dict[str, Any]) -> dict[str, list[int]]:
+    dense = dict(_build(config).state_dict())
+    return {
+        name: list(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name not in dense or tensor.shape != dense[name].shape
+    }
+
+
+def _empty(path: Path, config: dict[str, Any]) -> nn.Module:
+    """The dense architecture of a config file, without weights; ValueError naming the file."""
+    try:
+        return _build(config)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _architecture(model: nn.Module) -> dict[str, Any]:
     name = type(model).__name__
     if name not in _CLASSES:
@@ -179,13 +301,13 @@ def _plain_json(config: Any, class_name: str) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any]) -> nn.Module:
-    """The dense architecture on the meta device."""
+    """The dense architecture on the meta device; buffers that no file holds are real."""
     name = config.get("_class_name")
     if name not in _CLASSES:
         raise ValueError(f"unknown _class_name {name!r}; known: {', '.join(_CLASSES)}")
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         model: nn.Module = _CLASSES[name].from_config(config)  # type: ignore[attr-defined]
-    return model.eval()
+    return zoo.without_label_dropout(model).eval()
 
 
 def _scheduler(config: dict[str, Any], folder: Path) -> DDIMScheduler:

@@ -1,4 +1,4 @@
-"""Cutting channels out of a denoiser, exactly, and asking for a size.
+"""Cutting channels out of a model, exactly, and asking for a size.
 
 Two rules say which channels of a group may go together:
 
@@ -24,7 +24,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from .channels import ChannelGroup, channel_groups
-from .pipeline import Edit, Pipeline
+from .depth import Skip
+from .pipeline import Pipeline
 
 Rule = Literal["within", "whole"]
 RULES: tuple[Rule, ...] = ("within", "whole")
@@ -261,18 +262,16 @@ def cut(pipe: Pipeline, keep: Keep, rule: Rule = "within") -> Pipeline:
     return pipe.edited({"op": "cut", "rule": rule, "keep": keep})
 
 
-def replay(model: nn.Module, edits: Sequence[Edit]) -> None:
-    """Apply recorded edits to a freshly built architecture, weights aside.
+def cut_decoder(pipe: Pipeline, keep: Keep, rule: Rule = "within") -> Pipeline:
+    """`cut` for the channels of the autoencoder's decoder; latents and image keep their width.
 
     Raises:
-        ValueError: an edit is malformed or does not fit the model.
+        ValueError: as `cut`, or the pipeline has no autoencoder.
     """
-    for edit in edits:
-        if not isinstance(edit, dict) or edit.get("op") != "cut":
-            raise ValueError(f"unknown edit {str(edit)[:60]!r}")
-        if not isinstance(edit.get("keep"), dict):
-            raise ValueError("a cut without its kept channels (keep)")
-        cut_channels(model, edit["keep"], edit.get("rule", ""))
+    if pipe.autoencoder is None:
+        raise ValueError("the pipeline has no autoencoder whose decoder could be cut")
+    cut_channels(pipe.autoencoder, keep, rule)
+    return pipe.edited({"op": "cut", "part": "autoencoder", "rule": rule, "keep": keep})
 
 
 @torch.no_grad()
@@ -361,6 +360,10 @@ def _new_heads(group: ChannelGroup, kept: Sequence[int], rule: Rule) -> int:
 
 
 def _slice(layer: nn.Module, axis: str, kept: Sequence[int]) -> None:
+    if isinstance(layer, Skip):
+        if layer.channels is not None:
+            layer.channels = len(kept)
+        return
     dim = 1 if axis == "in" else 0
     names = ("weight",) if axis == "in" else ("weight", "bias")
     for name in names:
@@ -395,7 +398,7 @@ def _refit_attributes(model: nn.Module, head_counts: Mapping[str, int]) -> None:
 def _refit_attention(block: Attention, heads: int) -> None:
     old_width = block.inner_dim // block.heads
     block.inner_dim = block.inner_kv_dim = block.to_q.out_features
-    block.query_dim = block.cross_attention_dim = block.to_q.in_features
+    block.query_dim, block.cross_attention_dim = block.to_q.in_features, block.to_k.in_features
     block.out_dim = block.to_out[0].out_features
     block.heads = heads
     width = block.inner_dim // heads

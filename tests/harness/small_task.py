@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 from methods.harness import run, zoo
 from methods.harness.checkpoint import save_base
 from methods.harness.data import ImageSet, Splits
+from methods.harness.pipeline import Pipeline
 from methods.harness.run import Protocol
 
 TASK = "fashion_unet"
@@ -44,7 +45,7 @@ def write_base(folder: Path) -> Path:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    save_base(model, zoo.ddpm_scheduler(num_train_timesteps=20), folder)
+    save_base(Pipeline(model, zoo.ddpm_scheduler(num_train_timesteps=20)), folder)
     return folder
 
 

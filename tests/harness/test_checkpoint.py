@@ -206,7 +206,7 @@ def test_models_that_are_not_there_are_named(tmp_path):
 
 def test_a_dense_base_is_a_stock_pipeline_directory(tmp_path):
     pipe = tiny.pipeline("one_head")
-    save_base(pipe.denoiser, pipe.scheduler, tmp_path / "base")
+    save_base(pipe, tmp_path / "base")
     stock = DDIMPipeline.from_pretrained(tmp_path / "base", use_safetensors=True)
     back = load_base(str(tmp_path / "base"))
     for name, tensor in pipe.denoiser.state_dict().items():
