@@ -81,6 +81,7 @@ class Quality(_Strict):
     kernel_standard_error: float = Field(ge=0)
     mse_to_dense: float = Field(ge=0, le=4)
     ssim_to_dense: float = Field(ge=-1, le=1)
+    agreement: dict[str, float] | None = None  # fractions of images that show what was asked for
 
 
 class CostRecord(_Strict):
@@ -199,6 +200,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
         "Fréchet distance to the held-out reference: mean (least–most) over seeds",
     ),
     ("kernel", "kernel ↓", "kernel distance (unbiased MMD²) to the reference: mean (least–most)"),
+    (
+        "agreement",
+        "as asked ↑",
+        "images that show what was asked for (class, or class and both colours): mean (least–most)",
+    ),
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
     ("cost_seconds", "cost s", "wall-clock seconds of pruning and retraining, mean over seeds"),
@@ -233,6 +239,8 @@ def tabulate(found: Sequence[Record]) -> Table:
     comparisons = _comparisons(rows, by_slug)
     _rank(rows, comparisons)
     dense = found[0].size.dense
+    conditional = any(row["agreement"] is not None for row in rows)
+    shown = [column for column in COLUMNS if conditional or column[0] != "agreement"]
     return {
         "task": found[0].task,
         "base": {
@@ -243,7 +251,7 @@ def tabulate(found: Sequence[Record]) -> Table:
             "macs_with_attention": dense.macs_with_attention,
         },
         "protocol": found[0].protocol,
-        "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in COLUMNS],
+        "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in shown],
         "rows": rows,
         "comparisons": comparisons,
         "notes": _notes(found, rows),
@@ -295,6 +303,7 @@ def _row(group: Sequence[Record]) -> Table:
         "frechet": _spread(record.quality.frechet for record in group),
         "kernel": _spread(record.quality.kernel for record in group),
         "kernel_standard_error": statistics.fmean(r.quality.kernel_standard_error for r in group),
+        "agreement": _agreement(group),
         "ssim": _spread(record.quality.ssim_to_dense for record in group),
         "mse": _spread(record.quality.mse_to_dense for record in group),
         "speedup": gain,
@@ -310,6 +319,13 @@ def _row(group: Sequence[Record]) -> Table:
     }
 
 
+def _agreement(group: Sequence[Record]) -> Table | None:
+    """Fraction of images that show all that was asked for; None where nothing was asked."""
+    found = [record.quality.agreement for record in group]
+    values = [a.get("all", a["class"]) for a in found if a is not None]
+    return _spread(values) if len(values) == len(group) else None
+
+
 def _decisive(latency: Latency) -> float:
     return latency.speedup_wall if latency.device == "cuda" else latency.speedup_cpu
 
@@ -319,7 +335,7 @@ def _request(record: Record) -> tuple[str, str]:
     stages = [s for s in record.recipe if s.method != _RECOVERY] or record.recipe
     names = " + ".join(stage.method for stage in stages)
     for stage in stages:
-        for key in ("macs", "ratio"):
+        for key in ("macs", "params", "ratio"):
             value = stage.config.get(key)
             if value is not None:
                 return names, f"{key} {value:g}"
@@ -333,7 +349,7 @@ def _label(record: Record) -> str:
         name, *settings = part.split("-")
         if name == _RECOVERY and len(record.recipe) > 1:
             continue
-        shown = [word for word in settings if not word.startswith(("macs", "ratio"))]
+        shown = [word for word in settings if not word.startswith(("macs", "params", "ratio"))]
         words.append(" ".join([name, *(_assignment(word, stage.config) for word in shown)]))
     return " + ".join(words)
 
@@ -499,7 +515,8 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
 
 
 def cells(row: Table) -> dict[str, str]:
-    """What each column of a row shows, in the order of `COLUMNS`."""
+    """What each column of a row shows, in the order of its table's columns."""
+    asked = row["agreement"]
     return {
         "recipe": row["recipe"],
         "seeds": str(len(row["seeds"])),
@@ -509,6 +526,7 @@ def cells(row: Table) -> dict[str, str]:
         "optimizer_steps": str(row["optimizer_steps"]),
         "frechet": _figure(row["frechet"]),
         "kernel": _figure(row["kernel"]),
+        **({} if asked is None else {"agreement": _figure(asked)}),
         "ssim": f"{row['ssim']['mean']:.3f}",
         "speedup": f"{row['speedup']['mean']:.2f}×{' !' if row['no_faster'] else ''}",
         "cost_seconds": f"{row['cost_seconds']:.1f}",

@@ -10,6 +10,7 @@ and then demands every tensor, by name, shape and dtype. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def load_base(source: str) -> Pipeline:
         FileNotFoundError, ValueError: as `load_pruned`; a name that is none of these.
     """
     if source in zoo.BASES:
-        return _load_directory(zoo.BASES[source].folder)
+        base = zoo.BASES[source]
+        return replace(_load_directory(base.folder), guidance=base.guidance)
     folder = Path(source)
     if folder.is_dir():
         return (

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from methods import registry
 from methods.registry import Recipe, Stage
 
-from . import measure, metrics
+from . import bases, measure, metrics
+from .alignment import GarmentClassifier, agreement, load_classifier
 from .checkpoint import load_base, read_tensors, save_pruned, write_tensors
 from .cost import metered
-from .data import Splits, cache_folder, fashion_mnist
+from .data import Splits, cache_folder
 from .features import FEATURE_PROTOCOL, lite0_features
 from .journal import write_text
 from .pipeline import Pipeline, Task
@@ -54,7 +55,13 @@ class TaskData:
     reference: str  # what the held-out reference is, for the record
 
 
-TASKS = {"fashion_unet": TaskData(fashion_mnist, "Fashion-MNIST test images")}
+TASKS = {
+    "fashion_unet": TaskData(lambda: bases.splits("fashion_unet"), "Fashion-MNIST test images"),
+    "fashion_dit": TaskData(lambda: bases.splits("fashion_dit"), "Fashion-MNIST test images"),
+    "fashion_t2i": TaskData(
+        lambda: bases.splits("fashion_t2i"), "Fashion-MNIST test images, tinted"
+    ),
+}
 
 
 def default_precision() -> str:
@@ -91,12 +98,12 @@ class Protocol:
         if min(self.latency_batch, self.latency_rounds, self.latency_threads) < 1:
             raise ValueError("latency needs at least one image, round and thread")
 
-    def record(self, reference: str) -> Record:
+    def record(self, reference: str, guidance: float | None = None) -> Record:
         """What stands beside the figures; equal protocols give equal records."""
         return {
             "sampler": "ddim, eta 0",
             "steps": self.steps,
-            "guidance": None,
+            "guidance": guidance,
             "samples": self.samples,
             "noise": f"generator {NOISE!r} of the run's seed",
             "precision": self.precision,
@@ -197,7 +204,17 @@ class Bench:
 
     @cached_property
     def protocol_record(self) -> Record:
-        return self.protocol.record(TASKS[self.task].reference)
+        guidance = None if self.dense.conditioning is None else self.dense.guidance
+        record = self.protocol.record(TASKS[self.task].reference, guidance)
+        if self.dense.conditioning is not None:
+            record["requests"] = "every class or caption about equally often"
+        return record
+
+    @cached_property
+    def classifier(self) -> GarmentClassifier | None:
+        """What judges the images of a task that asks for garments; None for the others."""
+        asks = self.dense.conditioning is not None and self.task in TASKS
+        return load_classifier().to(self.device) if asks else None
 
     @cached_property
     def reference_features(self) -> Tensor:
@@ -214,6 +231,10 @@ class Bench:
     @cached_property
     def reference_stats(self) -> metrics.FeatureStats:
         return metrics.feature_stats(self.reference_features)
+
+    def rows(self, seed: int) -> Tensor | None:
+        """What the images of a seed are asked for; None where nothing can be asked."""
+        return self.task_at(seed).prompts(self.protocol.samples, NOISE)
 
     def noise(self, seed: int) -> Tensor:
         """The noise that dense and pruned start from, (N, C, H, W)."""
@@ -240,6 +261,8 @@ class Bench:
                 "noise": _tensor_sha256(self.noise(seed)[:1]),
                 "seed": seed,
             }
+            if self.dense.conditioning is not None:
+                key["guidance"] = self.dense.guidance
 
             def compute() -> dict[str, Tensor]:
                 images = self._sample(self.dense, seed, "the dense model")
@@ -260,6 +283,7 @@ class Bench:
             pipe,
             self.noise(seed),
             protocol.steps,
+            rows=self.rows(seed),
             precision=protocol.precision,  # type: ignore[arg-type]
         )
 
@@ -426,12 +450,16 @@ class Bench:
             "mse_to_dense": metrics.same_noise_mse(images, dense["images"]),
             "ssim_to_dense": metrics.ssim(images, dense["images"]),
         }
+        rows = self.rows(seed)
+        if self.classifier is not None and rows is not None:
+            quality["agreement"] = agreement(self.classifier, images, rows)
         return images, quality
 
     def _is_dense(self, pipe: Pipeline) -> bool:
         return (
             tensors_sha256(pipe.denoiser) == self.dense_sha256
             and pipe.steps == self.dense.steps
+            and not pipe.edits
             and _scheduler_settings(pipe) == _scheduler_settings(self.dense)
         )
 
