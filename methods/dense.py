@@ -11,7 +11,7 @@ CARD = {
     "granularity": "structured",
     "unit": "channel",
     "role": "baseline",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 

@@ -45,7 +45,7 @@ CARD = {
     "granularity": "structured",
     "unit": "channel",
     "role": "method",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 Variant = Literal["diffusers", "ddpm_exp"]

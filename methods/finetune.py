@@ -1,8 +1,9 @@
 """Retrain on the denoising loss: the same short recovery for every method of a table.
 
 The recipe step that stands behind a pruning method: `run diff_pruning finetune`. Loss: mean
-squared error to the noise (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020,
-arXiv 2006.11239, Eq. 14), AdamW, linear warm-up, cosine to zero, averaged weights at the end.
+squared error to the denoising target (Ho et al., "Denoising Diffusion Probabilistic Models",
+NeurIPS 2020, arXiv 2006.11239, Eq. 14), AdamW, linear warm-up, cosine to zero, averaged weights at
+the end.
 
 Weights that an earlier step set to zero stay zero (unstructured pruning keeps its mask).
 
@@ -11,14 +12,11 @@ Expect: cost grows with `steps`; the table reports optimizer steps and seconds p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-
-from .harness.masks import apply_masks, zero_masks
-from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task
+from .harness.masks import apply_masks, kept_zero, zero_masks
+from .harness.pipeline import Notes, Pipeline, Task
 from .harness.train import Recipe, denoising_loss, retrain
 
 CARD = {
@@ -26,7 +24,7 @@ CARD = {
     "granularity": None,
     "unit": None,
     "role": "recovery",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 
@@ -53,20 +51,6 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     )
     masks = zero_masks(pipe.denoiser)
     batches = task.training_batches(config.batch_size)
-    losses = retrain(pipe.denoiser, batches, recipe, _masked(denoising_loss, masks))
+    losses = retrain(pipe.denoiser, batches, recipe, kept_zero(denoising_loss, masks))
     apply_masks(pipe.denoiser, masks)
     return pipe, {"losses": losses, "masked_tensors": len(masks)}
-
-
-def _masked(
-    objective: Callable[[nn.Module, NoisedBatch], Tensor], masks: dict[str, Tensor]
-) -> Callable[[nn.Module, NoisedBatch], Tensor]:
-    """Re-apply the masks before every forward pass."""
-    if not masks:
-        return objective
-
-    def masked(model: nn.Module, batch: NoisedBatch) -> Tensor:
-        apply_masks(model, masks)
-        return objective(model, batch)
-
-    return masked

@@ -34,7 +34,7 @@ CARD = {
     "granularity": "structured, unstructured",
     "unit": "channel, weight",
     "role": "baseline",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 

@@ -47,7 +47,7 @@ CARD = {
     "granularity": "semi-structured",
     "unit": "n:m",
     "role": "method",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 

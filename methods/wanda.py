@@ -28,19 +28,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .harness.masks import (
-    Layer,
-    NOfM,
-    Pattern,
-    Unstructured,
-    as_weight,
-    calibration,
-    columns,
-    in_stages,
-    observe,
-    removed,
-    sparse_layers,
-)
+from .harness.calibration import calibration, columns, in_stages, observe
+from .harness.masks import Layer, NOfM, Pattern, Unstructured, as_weight, removed, sparse_layers
 from .harness.pipeline import Notes, Pipeline, Task
 
 CARD = {
@@ -48,7 +37,7 @@ CARD = {
     "granularity": "unstructured, semi-structured",
     "unit": "weight, n:m",
     "role": "baseline",
-    "tasks": ["fashion_unet"],
+    "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
 }
 
 

@@ -9,7 +9,9 @@ import json
 import pytest
 import torch
 
+from methods import registry
 from methods.harness.checkpoint import load_pruned, save_pruned
+from methods.harness.denoise import predict
 from tests.harness import tiny
 
 CASES = {
@@ -32,6 +34,15 @@ CASES = {
         {"macs": 0.75, "batch_size": 4, "stride": 250, "rule": "whole", "order": "one-shot"},
     ),
     "finetune": ("finetune", {"steps": 2, "batch_size": 4}),
+    "distill": ("distill", {"steps": 2, "batch_size": 4}),
+    "uniform_depth": ("uniform_depth", {"ratio": 0.5}),
+    "laptop_diff": ("laptop_diff", {"ratio": 0.3, "batch_size": 4, "timesteps": 2}),
+    "laptop_diff_blocks": (
+        "laptop_diff",
+        {"ratio": 0.3, "batch_size": 4, "timesteps": 1, "layers": "blocks"},
+    ),
+    "bk_sdm": ("bk_sdm", {}),
+    "bk_sdm_tiny": ("bk_sdm", {"size": "tiny"}),
     "sparsedm": ("sparsedm", {"steps": 2, "batch_size": 4}),
     "sparsedm_progressive": (
         "sparsedm",
@@ -64,13 +75,35 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def build(name):
+    return tiny.conditional(name) if name in ("t2i", "dit") else tiny.pipeline(name)
+
+
 @pytest.fixture(params=["one_head", "many_heads"])
 def base(request):
-    return tiny.pipeline(request.param)
+    return build(request.param)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_contract(case, base, tmp_path):
+BASES_OF_TASK = {
+    "fashion_unet": ("one_head", "many_heads"),
+    "fashion_dit": ("dit",),
+    "fashion_t2i": ("t2i",),
+}
+EVERYWHERE = [
+    (case, name)
+    for case, (method, _) in CASES.items()
+    for task in registry.describe(method).card["tasks"]
+    for name in BASES_OF_TASK[task]
+]
+
+
+def test_every_method_is_tried():
+    assert {method for method, _ in CASES.values()} == set(registry.names())
+
+
+@pytest.mark.parametrize(("case", "name"), EVERYWHERE)
+def test_contract(case, name, tmp_path):
+    base = build(name)
     method, changes = CASES[case]
     config, around = settings(method, changes), tiny.task(base)
     before = state(base)
@@ -87,9 +120,9 @@ def test_contract(case, base, tmp_path):
     assert all(p.grad is None for p in pruned.denoiser.parameters()), "gradients are left behind"
     assert not pruned.denoiser.training
 
-    x, t = tiny.inputs(pruned.denoiser)
+    batch = next(around.training_batches(2))
     with torch.no_grad():
-        first = pruned.denoiser(x, t).sample
+        first = predict(pruned.denoiser, batch.x_t, batch.t, batch.condition)
     assert torch.isfinite(first).all()
 
     again, _ = compress(method, base.private_copy(), tiny.task(base), config)
@@ -99,7 +132,8 @@ def test_contract(case, base, tmp_path):
     back = load_pruned(tmp_path / "model")
     assert same(state(pruned), state(back)), "reload is not bit-exact"
     with torch.no_grad():
-        assert (back.denoiser(x, t).sample - first).abs().max() <= 1e-6
+        answer = predict(back.denoiser, batch.x_t, batch.t, batch.condition)
+    assert (answer - first).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("method", CHANNEL_METHODS)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from methods import sparsedm
-from methods.harness.masks import NOfM, as_matrix, calibration, sparse_layers
+from methods.harness.calibration import calibration
+from methods.harness.masks import NOfM, as_matrix, sparse_layers
 from methods.sparsedm import Config, SparseLoss, SparseWeight, compress, schedule
 from tests.harness import tiny
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.harness import masks
+from methods.harness import calibration, masks
 from methods.harness.masks import NOfM, Unstructured, removed
 from methods.sparsegpt import Config, compress, solve
 from tests.harness import tiny
@@ -106,7 +106,7 @@ def test_a_model_keeps_its_pattern_and_loses_less_than_by_zeroing(pattern):
             runs = masks.as_matrix(layer.weight).reshape(-1, 4)
             assert ((runs != 0).sum(dim=1) == 2).all(), name
         zeroed.denoiser.get_submodule(name).weight.data.masked_fill_(mask, 0.0)
-    batch = masks.calibration(around, 16, 1, "held out")[0]
+    batch = calibration.calibration(around, 16, 1, "held out")[0]
     with torch.no_grad():
         answers = [p.denoiser(batch.x_t, batch.t).sample for p in (base, pruned, zeroed)]
     kept, cleared = ((answer - answers[0]).square().mean() for answer in answers[1:])

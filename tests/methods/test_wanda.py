@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from methods import wanda
-from methods.harness import masks
+from methods.harness import calibration
 from methods.wanda import Config, compress
 from tests.harness import tiny
 
@@ -17,7 +17,7 @@ def inputs_of(pipe, around, name, config):
     seen = []
     layer = pipe.denoiser.get_submodule(name)
     handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    for batch in masks.calibration(around, config.batch_size, config.timesteps, "wanda"):
+    for batch in calibration.calibration(around, config.batch_size, config.timesteps, "wanda"):
         with torch.no_grad():
             pipe.denoiser(batch.x_t, batch.t)
     handle.remove()
