@@ -33,12 +33,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from .harness.denoise import predict
-from .harness.pipeline import Examples, Notes, Pipeline, Task
+from .harness.gradients import accumulate_gradients, taylor_terms
+from .harness.pipeline import Notes, Pipeline, Task
 from .harness.scores import GroupScore, Order, choose
-from .harness.surgery import Rule, check_fraction, cut, requested_widths
+from .harness.surgery import Rule, cut, requested_widths
 
 CARD = {
     "paper": "diff-pruning",
@@ -63,14 +62,17 @@ class Config:
     stride: int = 1  # every stride-th timestep; 1 is the paper's
     rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
     order: Order = "sequential"  # as the official code, or all scores first ("one-shot")
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the model while gradients are taken
 
 
 SCORES = {
-    "diffusers": GroupScore(lambda w, g: _product(w, g).abs().sum(dim=1)),
+    "diffusers": GroupScore(lambda w, g: taylor_terms(w, g).abs().sum(dim=1)),
     "ddpm_exp": GroupScore(
         # One column is a GroupNorm gamma, whose Taylor term stays linear.
         lambda w, g: (
-            _product(w, g).square().sum(dim=1) if w.shape[1] > 1 else _product(w, g).abs()[:, 0]
+            taylor_terms(w, g).square().sum(dim=1)
+            if w.shape[1] > 1
+            else taylor_terms(w, g).abs()[:, 0]
         ),
         reduction="sum",
         norms=True,
@@ -101,6 +103,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         stride=config.stride,
         include_last=config.variant == "diffusers",
         sum_pixels=config.variant == "ddpm_exp",
+        precision=config.precision,
     )
     keep = choose(
         pipe.denoiser, SCORES[config.variant], widths, rule=config.rule, order=config.order
@@ -108,52 +111,3 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     pipe.denoiser.zero_grad(set_to_none=True)
     pipe = cut(pipe, keep, config.rule)
     return pipe, {"keep": keep, "losses": losses, "stop": (len(losses) - 1) * config.stride}
-
-
-def accumulate_gradients(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    noise: Tensor,
-    *,
-    threshold: float,
-    stride: int = 1,
-    include_last: bool = True,
-    sum_pixels: bool = False,
-) -> list[float]:
-    """Leave sum_t dL_t/dw in `.grad` and return the losses, the one that stopped it included.
-
-    Examples and noise (B, C, H, W) are the same for all t. L_t is the squared error, averaged over
-    the batch and over pixels, or summed over pixels.
-
-    Raises:
-        ValueError: the threshold is not in [0, 1), or the loss is not finite.
-    """
-    check_fraction("threshold", threshold)
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    losses: list[float] = []
-    highest = 0.0
-    for t in range(0, task.timesteps, stride):
-        level = torch.full((len(examples),), t, device=noise.device)
-        batch = task.noised(examples.x0, noise, level, examples.condition)
-        prediction = predict(model, batch.x_t, batch.t, batch.condition)
-        error = (prediction - batch.target).square().flatten(1)  # (B, C * H * W)
-        loss = error.sum(dim=1).mean() if sum_pixels else error.mean()
-        losses.append(float(loss.detach()))
-        if not losses[-1] < float("inf"):
-            raise ValueError(f"the denoising loss at t={t} is {losses[-1]}")
-        highest = max(highest, losses[-1])
-        below = losses[-1] < threshold * highest
-        if below and not include_last:
-            break
-        loss.backward()
-        if below:
-            break
-    return losses
-
-
-def _product(weight: Tensor, grad: Tensor | None) -> Tensor:
-    if grad is None:
-        raise ValueError("a layer has no gradient: was the loss back-propagated?")
-    return weight * grad

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .harness.channels import channel_groups
 from .harness.pipeline import Notes, Pipeline, Task
@@ -35,6 +36,7 @@ class Config:
     ratio: float | None = None  # channels removed from every group, [0, 1)
     macs: float | None = None  # convolution and linear MACs left, (0, 1]
     rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
+    reinit: bool = False  # forget the weights too: a smaller model that starts from scratch
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
@@ -48,4 +50,17 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         scores = torch.rand(group.size, generator=draw)
         if widths[group.name] < group.size:
             keep[group.name] = select(group, scores, widths[group.name], config.rule)
-    return cut(pipe, keep, config.rule), {"keep": keep}
+    pipe = cut(pipe, keep, config.rule)
+    if config.reinit:
+        reinitialise(pipe.denoiser, draw)
+    return pipe, {"keep": keep}
+
+
+def reinitialise(model: nn.Module, draw: torch.Generator) -> None:
+    """Give every layer the weights that torch starts it with, from this generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from diffusers import (
     AutoencoderKL,
     DiTTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -232,12 +233,15 @@ def _walk(model: nn.Module) -> _Walk:
         _walk_text_unet(walk, model)
     elif isinstance(model, DiTTransformer2DModel):
         _walk_dit(walk, model)
+    elif isinstance(model, SD3Transformer2DModel):
+        _walk_mmdit(walk, model)
     elif isinstance(model, AutoencoderKL):
         _walk_decoder(walk, model)
     else:
         raise ValueError(
-            f"channel pruning knows U-Nets, DiTTransformer2DModel and AutoencoderKL's decoder, not "
-            f"{type(model).__name__}: its channels are not described in methods/harness/channels.py"
+            "channel pruning knows U-Nets, DiTTransformer2DModel, SD3Transformer2DModel and "
+            f"AutoencoderKL's decoder, not {type(model).__name__}: its channels are not described "
+            "in methods/harness/channels.py"
         )
     return walk
 
@@ -279,10 +283,13 @@ def _walk_unet2d(walk: _Walk, model: UNet2DModel) -> None:
 
 
 def _walk_text_unet(walk: _Walk, model: UNet2DConditionModel) -> None:
-    for name in ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act"):
+    for name in ("class_embedding", "encoder_hid_proj", "time_embed_act"):
         if getattr(model, name, None) is not None:
             raise ValueError(f"{name}: a U-Net with it is not described")
     time = _time_embedding(walk)
+    if getattr(model, "add_embedding", None) is not None:  # Stable Diffusion XL's sizes and crops
+        added = walk.produce("add_embedding.linear_1")
+        time = walk.add(time, walk.layer("add_embedding.linear_2", added), "add_embedding")
     hidden = walk.produce("conv_in")
     skips = [hidden]
     for index, block in enumerate(model.down_blocks):
@@ -322,6 +329,40 @@ def _walk_dit(walk: _Walk, model: DiTTransformer2DModel) -> None:
         if isinstance(block, BasicTransformerBlock):  # what stands in for a removed one has none
             stream = _transformer_block(walk, f"transformer_blocks.{index}", stream)
     walk.last = _Node(None, (stream.node,))
+
+
+def _walk_mmdit(walk: _Walk, model: SD3Transformer2DModel) -> None:
+    stream = _Stream((), _Node(None, ()))
+    for index, block in enumerate(model.transformer_blocks):
+        name = f"transformer_blocks.{index}"
+        if block.attn2 is not None:
+            raise ValueError(f"{name}.attn2: dual attention is not described")
+        if isinstance(block.attn, Attention):
+            stream = _joint_attention(walk, f"{name}.attn", block.attn, stream)
+        for part in ("ff", "ff_context"):
+            layer = getattr(block, part)
+            if isinstance(layer, FeedForward):
+                stream = _feed_forward(walk, f"{name}.{part}", layer, stream)
+    walk.last = _Node(None, (stream.node,))
+
+
+def _joint_attention(walk: _Walk, name: str, block: Attention, stream: _Stream) -> _Stream:
+    """Image and text tokens attend together: a head has rows in both sets of projections."""
+    projections = ["to_q", "to_k", "to_v"]
+    projections += [
+        part
+        for part in ("add_q_proj", "add_k_proj", "add_v_proj")
+        if getattr(block, part, None) is not None
+    ]
+    mixed, *others = (
+        walk.layer(f"{name}.{part}", stream, heads=block.heads).then() for part in projections
+    )
+    for other in others:
+        mixed = walk.add(mixed, other, name)
+    walk.read(f"{name}.to_out.0", mixed)
+    if getattr(block, "to_add_out", None) is not None:
+        walk.read(f"{name}.to_add_out", mixed)
+    return _Stream((), mixed.node)
 
 
 def _walk_decoder(walk: _Walk, model: AutoencoderKL) -> None:

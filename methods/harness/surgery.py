@@ -262,6 +262,11 @@ def cut(pipe: Pipeline, keep: Keep, rule: Rule = "within") -> Pipeline:
     return pipe.edited({"op": "cut", "rule": rule, "keep": keep})
 
 
+def decoder_widths(autoencoder: nn.Module, ratio: float) -> Widths:
+    """Widths that remove the fraction `ratio` of the decoder's channels in every group."""
+    return ratio_widths(channel_groups(autoencoder), ratio)
+
+
 def cut_decoder(pipe: Pipeline, keep: Keep, rule: Rule = "within") -> Pipeline:
     """`cut` for the channels of the autoencoder's decoder; latents and image keep their width.
 

@@ -31,7 +31,7 @@ class WidthLayer:
     units: int
     group: str  # the channel group that holds them
     channels: int  # of the group; channels / units belong to one unit
-    reader: str  # the linear layer that reads the units' output
+    readers: tuple[str, ...]  # linear layers that read the units' output
 
 
 def width_layers(model: nn.Module) -> tuple[WidthLayer, ...]:
@@ -44,14 +44,12 @@ def width_layers(model: nn.Module) -> tuple[WidthLayer, ...]:
     for group in channel_groups(model):
         name, _, last = group.name.rpartition(".")
         if last == "to_q" and _is_inner_attention(model, name):
-            found.append(
-                WidthLayer(name, "heads", group.heads, group.name, group.size, f"{name}.to_out.0")
-            )
+            readers = tuple(slot.module for slot in group.slots if slot.axis == "in")
+            found.append(WidthLayer(name, "heads", group.heads, group.name, group.size, readers))
         elif group.name.endswith(".net.0.proj"):
             name = group.name.removesuffix(".net.0.proj")
-            found.append(
-                WidthLayer(name, "neurons", group.size, group.name, group.size, f"{name}.net.2")
-            )
+            readers = (f"{name}.net.2",)
+            found.append(WidthLayer(name, "neurons", group.size, group.name, group.size, readers))
     return tuple(found)
 
 
@@ -104,7 +102,9 @@ def gated(
         return multiply
 
     handles = [
-        model.get_submodule(layer.reader).register_forward_pre_hook(hook(layer)) for layer in layers
+        model.get_submodule(reader).register_forward_pre_hook(hook(layer))
+        for layer in layers
+        for reader in layer.readers
     ]
     try:
         yield
@@ -117,19 +117,35 @@ def gated(
 
 
 class Silenced(nn.Module):
-    """Stands in for an attention or feed-forward without units: its output projection's bias."""
+    """Stands in for an attention or feed-forward without units: its output projection's bias.
 
-    def __init__(self, width: int, bias: Tensor | None) -> None:
+    With `joint` it answers for image and text tokens, as joint attention does.
+    """
+
+    def __init__(
+        self, last: nn.Linear, joint: bool = False, added: nn.Linear | None = None
+    ) -> None:
         super().__init__()
-        self.width = width
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
+        self.width = last.out_features
+        self.joint = joint
+        for name, layer in (("bias", last), ("added_bias", added)):
+            bias = None if layer is None or layer.bias is None else layer.bias.detach()
+            self.register_parameter(name, None if bias is None else nn.Parameter(bias))
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        shape = (*hidden_states.shape[:-1], self.width)
-        if self.bias is None:
-            return hidden_states.new_zeros(shape)
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Any:
+        image = self._constant(hidden_states, self.bias)
+        if not self.joint or encoder_hidden_states is None:
+            return image
+        return image, self._constant(encoder_hidden_states, self.added_bias)
+
+    def _constant(self, like: Tensor, bias: Tensor | None) -> Tensor:
+        shape = (*like.shape[:-1], self.width)
+        if bias is None:
+            return like.new_zeros(shape)
         # Under autocast the dense layer would answer in the reduced precision as well.
-        return self.bias.to(hidden_states.dtype).expand(shape)
+        return bias.to(like.dtype).expand(shape)
 
 
 def keep_units(pipe: Pipeline, keep: Mapping[str, list[int]]) -> Pipeline:
@@ -183,12 +199,13 @@ def silence_layers(model: nn.Module, names: Iterable[str]) -> None:
         except AttributeError as error:
             raise ValueError(f"{name!r} is not in this model") from error
         if isinstance(block, Attention):
-            last = block.to_out[0]
+            joint = block.added_kv_proj_dim is not None
+            stand_in = Silenced(block.to_out[0], joint, getattr(block, "to_add_out", None))
         elif isinstance(block, FeedForward):
-            last = block.net[2]
+            stand_in = Silenced(block.net[2])
         else:
             raise ValueError(f"{name} is a {type(block).__name__}, no attention or feed-forward")
-        stand_ins[name] = Silenced(last.out_features, last.bias).train(block.training)
+        stand_ins[name] = stand_in.train(block.training)
     for name, stand_in in stand_ins.items():
         parent, _, last_part = name.rpartition(".")
         setattr(model.get_submodule(parent), last_part, stand_in)

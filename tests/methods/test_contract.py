@@ -19,6 +19,7 @@ CASES = {
     "dense": ("dense", {}),
     "random": ("random_pruning", {"ratio": 0.5}),
     "random_macs": ("random_pruning", {"macs": 0.5}),
+    "random_reinit": ("random_pruning", {"ratio": 0.25, "reinit": True}),
     "random_whole": ("random_pruning", {"ratio": 0.5, "rule": "whole"}),
     "magnitude_l1": ("magnitude", {"ratio": 0.5, "p": 1}),
     "magnitude_l2": ("magnitude", {"ratio": 0.5}),
@@ -33,6 +34,7 @@ CASES = {
         "diff_pruning",
         {"macs": 0.75, "batch_size": 4, "stride": 250, "rule": "whole", "order": "one-shot"},
     ),
+    "taylor": ("taylor", {"ratio": 0.5, "batch_size": 4, "stride": 250}),
     "finetune": ("finetune", {"steps": 2, "batch_size": 4}),
     "distill": ("distill", {"steps": 2, "batch_size": 4}),
     "uniform_depth": ("uniform_depth", {"ratio": 0.5}),
@@ -43,6 +45,37 @@ CASES = {
     ),
     "bk_sdm": ("bk_sdm", {}),
     "bk_sdm_tiny": ("bk_sdm", {"size": "tiny"}),
+    "ecodiff": (
+        "ecodiff",
+        {"ratio": 0.5, "prompts": 4, "epochs": 1, "steps": 2, "learning_rate": 0.5},
+    ),
+    "ecodiff_step": (
+        "ecodiff",
+        {
+            "params": 0.8,
+            "prompts": 4,
+            "epochs": 1,
+            "steps": 2,
+            "objective": "step",
+            "scope": "global",
+            "regulariser": "l0",
+            "beta": 0.001,
+        },
+    ),
+    "snapfusion": (
+        "snapfusion",
+        {
+            "latency": 0.8,
+            "clock": "macs",
+            "robust_steps": 2,
+            "between_steps": 1,
+            "batch_size": 4,
+            "judged": 1,
+            "steps": 5,
+            "from_steps": 10,
+            "distill_steps": 2,
+        },
+    ),
     "sparsedm": ("sparsedm", {"steps": 2, "batch_size": 4}),
     "sparsedm_progressive": (
         "sparsedm",
@@ -56,7 +89,8 @@ CASES = {
         {"pattern": "n:m", "batch_size": 4, "timesteps": 1, "stages": 1},
     ),
 }
-CHANNEL_METHODS = ("random_pruning", "magnitude", "diff_pruning")
+CHANNEL_METHODS = ("random_pruning", "magnitude", "diff_pruning", "taylor")
+GRADIENT_METHODS = ("diff_pruning", "taylor")
 
 
 def settings(method, changes):
@@ -139,7 +173,7 @@ def test_contract(case, name, tmp_path):
 @pytest.mark.parametrize("method", CHANNEL_METHODS)
 @pytest.mark.parametrize("request_", [{"ratio": 0.0}, {"macs": 1.0}])
 def test_nothing_asked_is_the_identity(method, request_, base):
-    extra = {"batch_size": 2, "stride": 500} if method == "diff_pruning" else {}
+    extra = {"batch_size": 2, "stride": 500} if method in GRADIENT_METHODS else {}
     config = settings(method, request_ | extra)
     pruned, _ = compress(method, base.private_copy(), tiny.task(base), config)
     assert same(state(base), state(pruned))
@@ -150,7 +184,7 @@ def test_equal_requests_give_equal_shapes(method, base):
     """At one MACs target all channel methods cut to the same widths: only the choice differs."""
     shapes = []
     for name in (method, "random_pruning"):
-        extra = {"batch_size": 2, "stride": 500} if name == "diff_pruning" else {}
+        extra = {"batch_size": 2, "stride": 500} if name in GRADIENT_METHODS else {}
         pruned, _ = compress(
             name, base.private_copy(), tiny.task(base), settings(name, {"macs": 0.6} | extra)
         )

@@ -10,6 +10,7 @@ from torch import nn
 
 from methods import diff_pruning
 from methods.harness.channels import channel_groups
+from methods.harness.gradients import accumulate_gradients
 from methods.harness.pipeline import Examples, Pipeline
 from tests.harness import tiny
 
@@ -36,7 +37,7 @@ def accumulate(curve, threshold, include_last, stride=1):
     model = Curve(pipe.scheduler, curve + [0.0] * (1000 - len(curve)))
     examples = Examples(torch.zeros(2, 1, 8, 8), None, {})
     noise = torch.randn(examples.x0.shape, generator=torch.Generator().manual_seed(0))
-    losses = diff_pruning.accumulate_gradients(
+    losses = accumulate_gradients(
         model,
         around,
         examples,
@@ -80,9 +81,7 @@ def test_gradients_are_the_sum_over_timesteps():
     examples = around.calibration_batch(4)
     x0 = examples.x0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
-    losses = diff_pruning.accumulate_gradients(
-        model, around, examples, noise, threshold=0.0, stride=250
-    )
+    losses = accumulate_gradients(model, around, examples, noise, threshold=0.0, stride=250)
     found = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     total = torch.zeros(())
@@ -106,7 +105,7 @@ def test_the_loss_of_the_papers_code_sums_over_pixels():
     found = []
     for sum_pixels in (False, True):
         model = copy.deepcopy(pipe.denoiser)
-        losses = diff_pruning.accumulate_gradients(
+        losses = accumulate_gradients(
             model, around, examples, noise, threshold=0.3, stride=200, sum_pixels=sum_pixels
         )
         found.append((losses, model.conv_in.weight.grad))

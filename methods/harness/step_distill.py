@@ -1,0 +1,152 @@
+"""Halving the number of sampling steps: one student step learns what two teacher steps do.
+
+Salimans and Ho, ICLR 2022, arXiv 2202.00512, with the guidance-aware loss of SnapFusion (Li et al.,
+NeurIPS 2023, arXiv 2306.00980, Eq. 6-11). The teacher goes t -> t' -> t'' by DDIM, the student has
+to reach z_t'' in one step; the clean image that would take it there is
+
+    x* = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t)
+
+and the loss omega ||x_student - x*||^2 with omega = max(alpha_t^2 / sigma_t^2, 1). With probability
+p every answer, of teacher and student, is the guided one with one w drawn for the iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from .denoise import Condition, alpha_sigma, clean_and_noise, ddim_step, guided, ladder
+from .pipeline import NoisedBatch, seeded
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One student step from t to t_end; the teacher rests at t_middle. -1 is clean."""
+
+    t: int
+    t_middle: int
+    t_end: int
+
+
+def rungs(scheduler: DDIMScheduler, student_steps: int) -> list[Rung]:
+    """The student's sampling steps, each with the teacher's stop between.
+
+    The student is sampled at exactly these timesteps. Where the teacher's own ladder of twice as
+    many steps has the same points, the middle is its point; the trailing spacing has.
+
+    Raises:
+        ValueError: the teacher's ladder does not contain the student's.
+    """
+    coarse = ladder(scheduler, student_steps)
+    fine = [t for t, _ in ladder(scheduler, 2 * student_steps)]
+    if fine[::2] != [t for t, _ in coarse]:
+        raise ValueError(
+            f"{2 * student_steps} steps do not contain the {student_steps}: use a scheduler with "
+            "trailing spacing and steps that divide its timesteps"
+        )
+    return [Rung(t, middle, end) for (t, end), middle in zip(coarse, fine[1::2], strict=True)]
+
+
+def clean_target(
+    scheduler: DDIMScheduler, z: Tensor, z_end: Tensor, t: Tensor, t_end: Tensor
+) -> Tensor:
+    """x* (B, C, H, W): the clean image from which one DDIM step takes z at t to z_end at t_end."""
+    alpha, sigma = alpha_sigma(scheduler, t)
+    alpha_end, sigma_end = alpha_sigma(scheduler, t_end)
+    ratio = sigma_end / sigma
+    return (z_end - ratio * z) / (alpha_end - ratio * alpha)
+
+
+def truncated_snr(scheduler: DDIMScheduler, t: Tensor) -> Tensor:
+    """omega (B, 1, 1, 1) = max(alpha^2 / sigma^2, 1)."""
+    alpha, sigma = alpha_sigma(scheduler, t)
+    return (alpha.square() / sigma.square()).clamp(min=1.0)
+
+
+@dataclass
+class StepDistillation:
+    """The objective; made for one number of student steps, called once an iteration.
+
+    It draws its own timesteps among the student's, so of the batch it uses x0, noise and requests.
+    `w_low` to `w_high` is the range of w, `probability` p, `original` gamma: the weight of the
+    plain denoising loss, rescaled to the size of the distillation loss.
+    """
+
+    teacher: nn.Module
+    scheduler: DDIMScheduler
+    steps: int
+    null: Any  # count -> Condition
+    seed: int
+    probability: float = 0.1
+    w_low: float = 2.0
+    w_high: float = 14.0
+    original: float = 0.2
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.ladder = rungs(self.scheduler, self.steps)
+
+    def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
+        draw = seeded(self.seed, f"step_distill/{self.steps}/{self.calls}")
+        self.calls += 1
+        w = 1.0
+        if float(torch.rand((), generator=draw)) < self.probability:
+            w = self.w_low + (self.w_high - self.w_low) * float(torch.rand((), generator=draw))
+        chosen = torch.randint(len(self.ladder), (len(batch.x0),), generator=draw)
+        table = torch.tensor([(r.t, r.t_middle, r.t_end) for r in self.ladder])[chosen]
+        t, middle, end = table.to(batch.x0.device).unbind(dim=1)
+        z = self.scheduler.add_noise(batch.x0, batch.noise, t)
+        null = self.null(len(z))
+        with torch.no_grad():
+            z_end = self._teacher_step(z, t, middle, batch.condition, null, w)
+            z_end = self._teacher_step(z_end, middle, end, batch.condition, null, w)
+            target = clean_target(self.scheduler, z, z_end, t, end)
+        answer = guided(model, z, t, batch.condition, null, w).float()
+        clean, _ = clean_and_noise(self.scheduler, answer, z, t)
+        weight = truncated_snr(self.scheduler, t)
+        loss = (weight * (clean - target).square()).mean()
+        if not self.original:
+            return loss
+        plain = answer if w == 1.0 else guided(model, z, t, batch.condition, null, 1.0).float()
+        alpha, sigma = alpha_sigma(self.scheduler, t)
+        wanted = _target(self.scheduler, batch.x0, batch.noise, alpha, sigma)
+        original = (plain - wanted).square().mean()
+        scale = (loss / original.clamp_min(1e-12)).detach()
+        return loss + self.original * scale * original
+
+    def _teacher_step(
+        self, z: Tensor, t: Tensor, after: Tensor, condition: Condition, null: Condition, w: float
+    ) -> Tensor:
+        answer = guided(self.teacher, z, t, condition, null, w).float()
+        return ddim_step(self.scheduler, answer, z, t, after)
+
+
+def _target(
+    scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    return alpha * noise - sigma * x0 if kind == "v_prediction" else x0
+
+
+def halvings(start: int, end: int) -> list[int]:
+    """The numbers of student steps on the way from start to end: 16, 4 -> [8, 4].
+
+    Raises:
+        ValueError: end is not start halved some times.
+    """
+    found = []
+    steps = start
+    while steps > end:
+        if steps % 2:
+            break
+        steps //= 2
+        found.append(steps)
+    if steps != end or end < 1:
+        raise ValueError(f"{end} steps cannot be reached from {start} by halving")
+    return found
