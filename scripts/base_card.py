@@ -17,15 +17,18 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from methods.harness import journal, measure, metrics, run, zoo
+from methods.harness import bases, journal, measure, metrics, run, train, zoo
+from methods.harness.alignment import agreement
 from methods.harness.checkpoint import read_tensors, save_base
+from methods.harness.data import CLASS_NAMES
 from methods.harness.features import FEATURE_PROTOCOL, lite0_features
-from methods.harness.sample import write_grid
+from methods.harness.garments import held_out
+from methods.harness.sample import sample, write_grid
 
 CARD = """---
 license: mit
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {pipeline_tag}
 datasets:
 - zalando-datasets/fashion_mnist
 ---
@@ -33,28 +36,26 @@ datasets:
 # {name}
 
 {describes}. {params:,} parameters, {macs:.1f} million MACs per denoiser call (convolution and
-linear layers, one 28x28 image). Trained here from scratch as a base for comparing pruning methods:
-small enough for a laptop, good enough that damage shows.
+linear layers, one image). Trained here from scratch as a base for comparing pruning methods: small
+enough for a laptop, good enough that damage shows.
 
-![64 samples, not selected](samples.png)
+![samples, not selected](samples.png)
 
-*64 samples of one seed, not selected: DDIM, {steps} sampling steps.*
+*{pictured}*
 
 ## Data
 
 Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747, MIT licence), 58,000 of the 60,000
 training images; the other 2,000 are kept for calibration. The 10,000 test images were never
-trained on and are the reference of every Frechet distance.
+trained on and are the reference of every Frechet distance.{data}
 
 ## Recipe
 
 `python scripts/train_base.py {name} --steps {optimizer_steps} --batch-size {batch}`
 
-Noise prediction with the linear schedule of Ho et al. 2020 (arXiv 2006.11239), mean squared error,
-AdamW, {optimizer_steps:,} optimizer steps of {batch} images ({images:,} images seen), linear
-warm-up, cosine decay over the second half, gradient norm clipped to 1, averaged weights (EMA),
-bf16 autocast. {minutes:.0f} minutes on two shared CPU cores; every 50th step is in
-`training_log.jsonl`. {remark}
+{loss}, AdamW, {optimizer_steps:,} optimizer steps of {batch} images ({images:,} images seen),
+linear warm-up, cosine decay, gradient norm clipped to 1, averaged weights (EMA), bf16 autocast.
+{minutes:.0f} minutes on shared CPU cores; every 50th step is in `training_log.jsonl`. {remark}
 
 ![loss](loss.png)
 
@@ -62,28 +63,69 @@ bf16 autocast. {minutes:.0f} minutes on two shared CPU cores; every 50th step is
 
 | set | Frechet distance to the test images | kernel distance |
 | --- | --- | --- |
-| {samples:,} samples, {steps} DDIM steps | {frechet:.1f} | {kernel:.3f} |
+| {samples:,} samples, {steps} DDIM steps{guided} | {frechet:.1f} | {kernel:.3f} |
 | {samples:,} training images (floor) | {floor_frechet:.1f} | {floor_kernel:.3f} |
-
+{alignment}
 Features: EfficientNet-Lite0 (ImageNet weights, 1,280 dimensions) at 64x64 pixels; not comparable
 with Inception FIDs. Exact protocol, weights hash and seed: `card.json`.
 
 ## Use
 
 ```python
-from diffusers import DDIMPipeline
-
-pipe = DDIMPipeline.from_pretrained("models/{name}", use_safetensors=True)
-image = pipe(num_inference_steps={steps}).images[0]
+{use}
 ```
 
 ## Limits
 
-Grey, 28x28, ten kinds of garment: a test object, not an image generator. Conclusions drawn on it
+Ten kinds of garment, {size} pixels: a test object, not an image generator. Conclusions drawn on it
 do not carry over to large text-to-image models by themselves.
 
 Licence: MIT, as the data.
 """
+
+EPSILON = "Noise prediction with the linear schedule of Ho et al. 2020 (arXiv 2006.11239), mean squared error"
+V = (
+    "v prediction (Salimans and Ho 2022, arXiv 2202.00512) with the cosine schedule of Nichol and "
+    "Dhariwal 2021,\nmean squared error, one request in ten emptied for guidance"
+)
+TINTS = """
+
+Every photograph is tinted: a colour for the garment, another for the background, out of eight
+(`methods/harness/garments.py`), and gets the caption that says so. 63 of the 560 captions never
+occur in training; every word and every pair of colours in them does. The denoiser works on 4x16x16
+latents of an autoencoder trained first on the same images (`autoencoder.json`); U-Net and text
+encoder were trained together."""
+WORDS: dict[str, dict[str, str]] = {
+    "fashion_unet": {
+        "pipeline_tag": "unconditional-image-generation",
+        "data": "",
+        "loss": EPSILON,
+        "size": "28x28 grey",
+        "use": """from diffusers import DDIMPipeline
+
+pipe = DDIMPipeline.from_pretrained("models/fashion_unet", use_safetensors=True)
+image = pipe(num_inference_steps=20).images[0]""",
+    },
+    "fashion_dit": {
+        "pipeline_tag": "unconditional-image-generation",
+        "data": "",
+        "loss": V,
+        "size": "28x28 grey",
+        "use": """from methods.harness.checkpoint import load_base
+
+pipe = load_base("fashion_dit")  # .denoiser is a stock DiTTransformer2DModel""",
+    },
+    "fashion_t2i": {
+        "pipeline_tag": "text-to-image",
+        "data": TINTS,
+        "loss": V,
+        "size": "32x32 colour",
+        "use": """from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("models/fashion_t2i", use_safetensors=True)
+pipe("a red coat on a yellow background", guidance_scale=5, num_inference_steps=20).images[0]""",
+    },
+}
 
 
 def main(
@@ -101,10 +143,10 @@ def main(
     if not state.is_file():
         raise typer.BadParameter(f"{state} is not there; run scripts/train_base.py {name} first")
     tensors, note = read_tensors(state)
-    model = zoo.BASES[name].build().eval()
+    pipe = bases.untrained(name)
     averaged = {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
-    model.load_state_dict(averaged, strict=True)
-    save_base(model, zoo.ddpm_scheduler(), folder)
+    train.load_weights(pipe.denoiser, averaged)
+    save_base(bases.finished(pipe), folder)
 
     precision = run.default_precision()
     protocol = run.Protocol(samples=samples, steps=steps, precision=precision)
@@ -138,13 +180,79 @@ def main(
         "system": measure.system_info(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    write_grid(folder / "samples.png", images[:64], 8)
+    picture, card["pictured"] = _picture(bench, seed, steps)
+    write_grid(folder / "samples.png", picture, 10 if bench.dense.conditioning else 8)
+    card["agreement"] = _agreements(bench, seed, images)
     _draw_loss(log, folder / "loss.png")
     journal.write_text(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
     describes = card["describes"]
     shown = card | {"describes": describes[0].upper() + describes[1:], "macs": card["macs"] / 1e6}
+    w = bench.dense.guidance
+    shown["guided"] = f", guidance {w:g}" if bench.dense.conditioning else ""
+    shown["alignment"] = _alignment(card["agreement"])
+    shown |= WORDS[name]
     journal.write_text(folder / "README.md", CARD.format(**shown))
     typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
+
+
+def _picture(bench: run.Bench, seed: int, steps: int) -> tuple[torch.Tensor, str]:
+    """Images for the card and what they are: one row for each class or garment."""
+    task, dense = bench.task_at(seed), bench.dense
+    if dense.conditioning is None:
+        return bench.dense_images(seed)[:64], (
+            f"64 samples of one seed, not selected: DDIM, {steps} sampling steps."
+        )
+    count = len(CLASS_NAMES)
+    each = (len(dense.conditioning.names) - 1) // count  # rows of one garment
+    draw = task.generator("card/rows")
+    offsets = torch.randint(each, (count, count), generator=draw)
+    rows = (torch.arange(count)[:, None] * each + offsets).flatten()
+    images = sample(dense, task.noise(len(rows), "card"), steps, rows=rows)
+    first = "; ".join(dense.conditioning.names[int(row)] for row in rows[:3])
+    asked = "" if each == 1 else f" The first three were asked for as: {first}."
+    return images, (
+        f"100 samples of one seed, not selected, ten for each garment ({', '.join(CLASS_NAMES)}): "
+        f"DDIM, {steps} sampling steps, guidance {dense.guidance:g}.{asked}"
+    )
+
+
+def _agreements(bench: run.Bench, seed: int, images: torch.Tensor) -> dict[str, Any] | None:
+    """Fractions of images that show what was asked for, with and without guidance."""
+    rows = bench.rows(seed)
+    if bench.classifier is None or rows is None:
+        return None
+    unguided = sample(
+        bench.dense, bench.noise(seed)[:1000], bench.protocol.steps, rows=rows[:1000], guidance=1.0
+    )
+    found: dict[str, Any] = {
+        f"w={bench.dense.guidance:g}": agreement(bench.classifier, images, rows),
+        "w=1": agreement(bench.classifier, unguided, rows[:1000]),
+    }
+    if images.shape[1] == 3:
+        never = torch.tensor([int(row) in held_out() for row in rows])
+        found["captions never trained on"] = agreement(bench.classifier, images[never], rows[never])
+    real = bench.splits.reference
+    first = torch.arange(bench.protocol.samples)
+    found["test photographs"] = agreement(bench.classifier, real.take(first), real.labels[first])
+    return found
+
+
+def _alignment(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    keys = list(next(iter(found.values())))
+    lines = ["", "| images that show what was asked for | " + " | ".join(keys) + " |"]
+    lines.append("| --- " * (len(keys) + 1) + "|")
+    for name, values in found.items():
+        cells = " | ".join(f"{100 * values[key]:.1f} %" for key in keys)
+        lines.append(f"| {name} | {cells} |")
+    lines += [
+        "",
+        "The garment is judged by `models/garment_classifier`, trained on real photographs alone "
+        "(its accuracy:\n`card.json` there), the colours by pixels.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _draw_loss(log: list[dict[str, Any]], path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from . import zoo
@@ -15,6 +16,7 @@ from .garments import requests, tinted_garments
 from .pipeline import Conditioning, Pipeline
 from .text import Text, small_text_encoder, word_tokenizer
 
+LARGEST_FILE = 15_000_000  # bytes of a shipped weights file
 CAPTION_LENGTH = 12  # tokens, start and end included; the longest caption has 11
 
 
@@ -130,8 +132,13 @@ def trained_autoencoder(folder: Path) -> AutoencoderKL:
     return model.eval().requires_grad_(False)
 
 
-def unwrapped(denoiser: nn.Module) -> tuple[UNet2DConditionModel, nn.Module]:
-    """The U-Net and the text encoder of a trained `CaptionedUNet`."""
-    assert isinstance(denoiser, CaptionedUNet)
-    assert isinstance(denoiser.unet, UNet2DConditionModel)
-    return denoiser.unet, denoiser.text_encoder
+def finished(pipe: Pipeline) -> Pipeline:
+    """A trained base as it is shipped: text encoder apart, stored in bf16 if fp32 is too large."""
+    pipe.denoiser.eval()
+    if isinstance(pipe.denoiser, CaptionedUNet):
+        tokenizer = word_tokenizer(captions(), CAPTION_LENGTH)
+        text = Text(tokenizer, pipe.denoiser.text_encoder)
+        pipe = replace(pipe, denoiser=pipe.denoiser.unet, text=text, conditioning=None)
+    if sum(p.numel() * p.element_size() for p in pipe.denoiser.parameters()) > LARGEST_FILE:
+        nn.Module.to(pipe.denoiser, dtype=torch.bfloat16)
+    return pipe

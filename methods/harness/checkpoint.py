@@ -216,7 +216,8 @@ def _load_directory(folder: Path) -> Pipeline:
 def _load_dense(folder: Path) -> nn.Module:
     model = _empty(folder / "config.json", _read_json(folder, "config.json"))
     _fill(model, folder / WEIGHTS)
-    return model
+    # Shipped bases are stored in bf16 where fp32 would be too large; all arithmetic starts in fp32.
+    return nn.Module.to(model, dtype=torch.float32)
 
 
 def _save_autoencoder(autoencoder: nn.Module, folder: Path) -> None:
