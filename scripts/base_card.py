@@ -83,7 +83,10 @@ do not carry over to large text-to-image models by themselves.
 Licence: MIT, as the data.
 """
 
-EPSILON = "Noise prediction with the linear schedule of Ho et al. 2020 (arXiv 2006.11239), mean squared error"
+EPSILON = (
+    "Noise prediction with the linear schedule of Ho et al. 2020 (arXiv 2006.11239), mean\n"
+    "squared error"
+)
 V = (
     "v prediction (Salimans and Ho 2022, arXiv 2202.00512) with the cosine schedule of Nichol and "
     "Dhariwal 2021,\nmean squared error, one request in ten emptied for guidance"

@@ -70,7 +70,11 @@ def ddim_step(
 
 
 def ladder(scheduler: Any, steps: int) -> list[tuple[int, int]]:
-    """The (t, t_next) pairs of a sampling run, noisiest first; the last t_next is -1 (clean)."""
+    """The (t, t_next) pairs of a DDIM run as diffusers steps, noisiest first; -1 is clean.
+
+    t_next lies a whole number of training timesteps below t; where `steps` does not divide their
+    number, that is not quite the next t.
+    """
     scheduler.set_timesteps(steps)
-    times = [int(t) for t in scheduler.timesteps]
-    return list(zip(times, [*times[1:], -1], strict=True))
+    stride = int(scheduler.config.num_train_timesteps) // steps
+    return [(int(t), max(int(t) - stride, -1)) for t in scheduler.timesteps]

@@ -43,7 +43,7 @@ def rungs(scheduler: DDIMScheduler, student_steps: int) -> list[Rung]:
     """
     coarse = ladder(scheduler, student_steps)
     fine = [t for t, _ in ladder(scheduler, 2 * student_steps)]
-    if fine[::2] != [t for t, _ in coarse]:
+    if fine[::2] != [t for t, _ in coarse] or any(end not in (*fine, -1) for _, end in coarse):
         raise ValueError(
             f"{2 * student_steps} steps do not contain the {student_steps}: use a scheduler with "
             "trailing spacing and steps that divide its timesteps"

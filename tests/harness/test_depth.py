@@ -1,0 +1,156 @@
+"""Which layers can go, what stands in for them, and whole stages."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from methods.harness import depth, zoo
+from methods.harness.denoise import predict
+from methods.harness.edits import replay
+from tests.harness import tiny
+
+
+def answer(pipe, seed=0):
+    batch = next(tiny.task(pipe, seed).training_batches(3))
+    with torch.no_grad():
+        return predict(pipe.denoiser, batch.x_t, batch.t, batch.condition)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds", "count", "resnets", "params"),
+    [
+        ("sd15", depth.LAYERS, 34, 18, 752_558_400),
+        ("sdxl", depth.LAYERS, 24, 13, 2_484_749_440),
+        ("sdxl", depth.FINE, 83, 13, 2_460_949_120),
+    ],
+)
+def test_inventory_of_published_unets(architecture, kinds, count, resnets, params):
+    model, _ = zoo.ARCHITECTURES[architecture].on_meta()
+    found = depth.removable(model, kinds)
+    assert len(found) == count
+    assert sum(unit.kind == "resnet" for unit in found) == resnets
+    assert sum(unit.params for unit in found) == params
+
+
+def test_layers_that_change_the_width_cannot_go():
+    model, _ = zoo.ARCHITECTURES["sd15"].on_meta()
+    fixed = [unit.name for unit in depth.units(model) if not unit.removable]
+    assert fixed == [
+        "down_blocks.1.resnets.0",
+        "down_blocks.2.resnets.0",
+        "up_blocks.2.resnets.0",
+        "up_blocks.3.resnets.0",
+    ]
+    with pytest.raises(ValueError, match=r"down_blocks.1.resnets.0 cannot be removed: reads"):
+        depth.drop_units(model, ["down_blocks.1.resnets.0"])
+
+
+def silent(model, name):
+    """The layer's own branch silenced by its weights; written without the stand-ins."""
+    layer = model.get_submodule(name)
+    last = {"conv2": "conv2", "proj_out": "proj_out"}
+    for attribute in last:
+        if hasattr(layer, attribute):
+            nn.init.zeros_(getattr(layer, attribute).weight)
+            nn.init.zeros_(getattr(layer, attribute).bias)
+            return
+    for part in (layer.attn1.to_out[0], layer.ff.net[2]):
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_a_removed_layer_equals_one_with_a_silent_branch(kind):
+    """True of every layer that adds to its input; an up ResNet has a shortcut over the skip."""
+    pipe = tiny.conditional(kind)
+    tried = 0
+    for unit in depth.removable(pipe.denoiser):
+        if unit.name.startswith("up_blocks") and unit.kind == "resnet":
+            continue
+        muted = pipe.private_copy()
+        silent(muted.denoiser, unit.name)
+        dropped = depth.drop(pipe.private_copy(), [unit.name])
+        assert (answer(dropped) - answer(muted)).abs().max() <= 1e-6, unit.name
+        tried += 1
+    assert tried >= 5
+
+
+def test_an_up_resnet_passes_the_hidden_state_without_the_skip():
+    pipe = tiny.conditional("t2i")
+    name = "up_blocks.1.resnets.1"
+    dropped = depth.drop(pipe.private_copy(), [name])
+    block = dropped.denoiser.get_submodule(name)
+    x = torch.randn(2, 64, 4, 4)
+    assert torch.equal(block(x, None), x[:, :32])
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_bypassing_is_dropping_and_leaves_no_trace(kind):
+    pipe = tiny.conditional(kind)
+    before, state = answer(pipe), copy.deepcopy(pipe.denoiser.state_dict())
+    names = [unit.name for unit in depth.removable(pipe.denoiser)][::2]
+    with depth.bypassed(pipe.denoiser, names):
+        inside = answer(pipe)
+    assert torch.equal(inside, answer(depth.drop(pipe.private_copy(), names)))
+    assert torch.equal(before, answer(pipe))
+    with pytest.raises(RuntimeError, match="stop"), depth.bypassed(pipe.denoiser, names):
+        raise RuntimeError("stop")
+    after = pipe.denoiser.state_dict()
+    assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
+
+
+def test_a_width_changing_resnet_can_keep_its_shortcut():
+    pipe = tiny.conditional("t2i")
+    name = "down_blocks.1.resnets.0"
+    muted = pipe.private_copy()
+    silent(muted.denoiser, name)
+    dropped = depth.drop(pipe.private_copy(), [name], shortcuts=True)
+    assert (answer(dropped) - answer(muted)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_names_stay_and_edits_replay_on_meta(kind):
+    pipe = tiny.conditional(kind)
+    names = [unit.name for unit in depth.removable(pipe.denoiser)][1::2]
+    dropped = depth.drop(pipe.private_copy(), names)
+    if kind == "t2i":
+        dropped = depth.drop_lowest_stage(dropped)
+        assert torch.isfinite(answer(dropped)).all()
+    else:
+        assert dropped.denoiser.state_dict().keys() <= pipe.denoiser.state_dict().keys()
+    with torch.device("meta"):
+        fresh = tiny.conditional(kind).denoiser
+    replay(fresh, dropped.edits)
+    shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
+    assert shapes == {name: t.shape for name, t in dropped.denoiser.state_dict().items()}
+
+
+def test_a_dropped_model_trains_under_autocast():
+    pipe = depth.drop(tiny.conditional("dit"), ["transformer_blocks.0", "transformer_blocks.3"])
+    batch = next(tiny.task(pipe).training_batches(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = predict(pipe.denoiser.train(), batch.x_t, batch.t, batch.condition).square().mean()
+    loss.backward()
+    assert pipe.denoiser.transformer_blocks[1].ff.net[2].weight.grad.abs().sum() > 0
+
+
+def test_budgets():
+    model = tiny.dit()
+    candidates = depth.removable(model)
+    assert depth.requested(model, candidates, 1.0, None) == 0
+    assert depth.requested(model, candidates, None, 0.0) == 0
+    wanted = depth.requested(model, candidates, 0.6, None)
+    total = sum(p.numel() for p in model.parameters())
+    names = depth.until(candidates, wanted)
+    depth.drop_units(model, names)
+    assert sum(p.numel() for p in model.parameters()) <= 0.6 * total
+    with pytest.raises(ValueError, match="without all removable layers"):
+        depth.requested(tiny.dit(), candidates, 0.01, None)
+    with pytest.raises(ValueError, match="either params"):
+        depth.requested(model, candidates, None, None)
+    with pytest.raises(ValueError, match="is no layer"):
+        depth.drop_units(model, ["nowhere"])

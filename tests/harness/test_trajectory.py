@@ -1,0 +1,99 @@
+"""Sampling runs as linear steps, and gradients that cost the memory of one step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+from methods.ecodiff import GateNoise
+from methods.harness import trajectory, width, zoo
+from methods.harness.sample import sample
+from tests.harness import tiny
+
+
+def setting(kind, steps):
+    pipe = tiny.conditional(kind)
+    pipe.denoiser.requires_grad_(False)
+    scheduler = FlowMatchEulerDiscreteScheduler() if kind == "mmdit" else pipe.scheduler
+    run = trajectory.Run(
+        pipe.denoiser,
+        trajectory.linear_steps(scheduler, steps),
+        pipe.condition(torch.tensor([1, 2])),
+        pipe.nothing(2),
+        3.0,
+    )
+    layers = width.width_layers(pipe.denoiser)
+    lambdas = {layer.name: torch.full((layer.units,), 1.0, requires_grad=True) for layer in layers}
+    noise = tiny.task(pipe).noise(2, "start")
+    return pipe, run, layers, lambdas, GateNoise(lambdas, 1e-6, 0, "test"), noise
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_linear_steps_are_diffusers_ddim(prediction):
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=100, prediction_type=prediction)
+    steps = trajectory.linear_steps(scheduler, 7)
+    scheduler.set_timesteps(7)
+    draw = torch.Generator().manual_seed(0)
+    x, out = torch.randn(2, 1, 4, 4, generator=draw), torch.randn(2, 1, 4, 4, generator=draw)
+    for step, t in zip(steps, scheduler.timesteps, strict=True):
+        expected = scheduler.step(out, t, x, eta=0.0).prev_sample
+        assert (step.keep * x + step.add * out - expected).abs().max() <= 1e-4 * (
+            1 + expected.abs().max()
+        )
+
+
+def test_a_run_is_what_the_sampler_draws():
+    pipe, run, _, _, _, noise = setting("dit", 5)
+    images = sample(pipe, noise, 5, rows=torch.tensor([1, 2]), guidance=3.0, precision="fp32")
+    assert (run.latents(noise)[-1].clamp(-1, 1) - images).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit", "mmdit"])
+def test_checkpointed_gradients_are_those_of_the_whole_graph(kind):
+    """With stochastic gates: the same noise is drawn when a step is run again."""
+    _, run, layers, lambdas, gates, noise = setting(kind, 4)
+    target = torch.zeros_like(noise)
+
+    def loss(z):
+        return (z - target).square().mean()
+
+    whole = loss(run.latents(noise, layers, gates)[-1])
+    whole.backward()
+    expected = {name: values.grad.clone() for name, values in lambdas.items()}
+    for values in lambdas.values():
+        values.grad = None
+    value = trajectory.checkpointed_backward(run, noise, layers, gates, loss)
+    assert value == pytest.approx(float(whole.detach()), rel=1e-6)
+    assert any(gradient.abs().sum() > 0 for gradient in expected.values())
+    for name, values in lambdas.items():
+        scale = expected[name].norm().clamp_min(1e-12)
+        assert (values.grad - expected[name]).norm() <= 1e-5 * scale, name
+
+
+def held_bytes(steps):
+    """Most bytes that autograd holds at once while a checkpointed run goes back."""
+    _, run, layers, _, gates, noise = setting("dit", steps)
+    held = {"now": 0, "most": 0}
+
+    def pack(tensor):
+        held["now"] += tensor.numel() * tensor.element_size()
+        held["most"] = max(held["most"], held["now"])
+        return tensor
+
+    def restart(index):
+        held["now"] = 0  # the graph of the step before was freed by its backward pass
+        return gates(index)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trajectory.checkpointed_backward(run, noise, layers, restart, lambda z: z.square().mean())
+    return held["most"]
+
+
+def test_held_memory_does_not_grow_with_the_steps():
+    assert held_bytes(16) < 1.05 * held_bytes(2)
+
+
+def test_multistep_samplers_are_refused():
+    with pytest.raises(ValueError, match="DPMSolverMultistepScheduler is not linear"):
+        trajectory.linear_steps(DPMSolverMultistepScheduler(), 4)
