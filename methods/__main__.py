@@ -279,16 +279,23 @@ def claims(as_json: JsonOption = False) -> None:
 def sample(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a saved or pruned model")],
     out: Annotated[Path, typer.Option(help="PNG to write")],
+    prompt: Annotated[
+        str | None, typer.Option(help="what to draw, for a model that can be asked")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="images")] = 64,
     seed: Annotated[int, typer.Option()] = 0,
     steps: StepsOption = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="weight w of the prompt; the model's own if left out")
+    ] = None,
     precision: PrecisionOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Draw a grid of images from a saved model."""
+    """Draw a grid of images from a saved model; without a prompt, of all that can be asked for."""
     import torch
 
     from methods.harness.checkpoint import load_base
+    from methods.harness.prompts import asked
     from methods.harness.run import default_precision
     from methods.harness.sample import DTYPES, write_grid
     from methods.harness.sample import sample as draw
@@ -302,7 +309,16 @@ def sample(
     config: Any = pipe.denoiser.config
     shape = (count, config.in_channels, config.sample_size, config.sample_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    images = draw(pipe, noise, steps, precision=chosen)  # type: ignore[arg-type]
+    with usage_errors():
+        pipe, rows = asked(pipe, prompt, count)
+        images = draw(
+            pipe,
+            noise,
+            steps,
+            rows=rows,
+            guidance=guidance,
+            precision=chosen,  # type: ignore[arg-type]
+        )
     write_grid(out, images, columns=max(1, round(count**0.5)))
     say(f"{count} images: {shown(out)}")
 

@@ -128,7 +128,7 @@ class _Walk:
             size = layer.out_features
         else:
             raise ValueError(f"{module}: cannot cut a {type(layer).__name__}")
-        starts = (0,)
+        starts: tuple[int, ...] = (0,)
         if gated:
             size //= 2
             starts = (0, size)

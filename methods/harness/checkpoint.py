@@ -241,7 +241,7 @@ def _load_text(folder: Path) -> Text | None:
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             encoder=CLIPTextModel.from_pretrained(
                 folder / "text_encoder", use_safetensors=True, dtype=torch.float32
-            ).eval(),
+            ).train(False),
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         first = str(error).strip().splitlines()[0]

@@ -123,10 +123,9 @@ def _dit_unit(model: nn.Module, index: int) -> Unit:
     return Unit(name, "block", _size(block) - kept, True)
 
 
-def _unet_layers(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _unet_layers(model: Any) -> Iterator[tuple[str, int]]:
     """(name, width of the hidden state that it reads, skip not counted) in forward order."""
     hidden = model.get_submodule("conv_in").out_channels
-    assert isinstance(hidden, int)
     for part, blocks in (("down_blocks", model.down_blocks), ("up_blocks", model.up_blocks)):
         if part == "up_blocks" and model.mid_block is not None:
             yield "mid_block.resnets.0", hidden

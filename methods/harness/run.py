@@ -439,7 +439,7 @@ class Bench:
             features = lite0_features(images, device=self.device)
         self.report("compare with the reference and with the dense model's images")
         reference = self.reference_features
-        quality = {
+        quality: Record = {
             "frechet": metrics.frechet_distance(
                 metrics.feature_stats(features), self.reference_stats
             ),

@@ -12,6 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
+
+# A bar for 36 tensors hides what a command has to say.
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 _END_OF_WORD = "</w>"
 

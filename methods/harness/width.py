@@ -122,6 +122,9 @@ class Silenced(nn.Module):
     With `joint` it answers for image and text tokens, as joint attention does.
     """
 
+    bias: nn.Parameter | None
+    added_bias: nn.Parameter | None
+
     def __init__(
         self, last: nn.Linear, joint: bool = False, added: nn.Linear | None = None
     ) -> None:
