@@ -10,7 +10,7 @@ from torch import nn
 from .depth import drop_middle_of, drop_stage, drop_units
 from .pipeline import Edit
 from .surgery import cut_channels
-from .width import silence_layers
+from .width import cut_units, silence_layers
 
 
 def replay(model: nn.Module, edits: Sequence[Edit], autoencoder: nn.Module | None = None) -> None:
@@ -45,6 +45,12 @@ def _silence(model: nn.Module, edit: Edit) -> None:
     silence_layers(model, _names(edit, "layers"))
 
 
+def _width(model: nn.Module, edit: Edit) -> None:
+    if not isinstance(edit.get("keep"), dict):
+        raise ValueError("a width edit without its kept units (keep)")
+    cut_units(model, edit["keep"])
+
+
 def _names(edit: Edit, key: str) -> list[str]:
     names = edit.get(key)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -58,4 +64,5 @@ _OPERATIONS: dict[Any, Callable[[nn.Module, Edit], None]] = {
     "drop_middle": lambda model, _: drop_middle_of(model),
     "drop_stage": lambda model, _: drop_stage(model),
     "silence": _silence,
+    "width": _width,
 }

@@ -294,12 +294,24 @@ def _dit_inputs() -> dict[str, Any]:
     }
 
 
+def _small_dit_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.zeros(1, 1, 28, 28),
+        "timestep": torch.zeros(1, dtype=torch.long),
+        "class_labels": torch.zeros(1, dtype=torch.long),
+    }
+
+
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
         *(
-            Architecture(base.name, base.describes, base.build, _unet_inputs(28, 1))
-            for base in BASES.values()
+            Architecture(BASES[name].name, BASES[name].describes, BASES[name].build, inputs)
+            for name, inputs in (
+                ("fashion_unet", _unet_inputs(28, 1)),
+                ("fashion_dit", _small_dit_inputs),
+                ("fashion_t2i", _unet_inputs(16, text=(12, 64))),
+            )
         ),
         Architecture(
             "ddpm_cifar10",
