@@ -516,7 +516,7 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
 
 def cells(row: Table) -> dict[str, str]:
     """What each column of a row shows, in the order of its table's columns."""
-    asked = row.get("agreement")
+    asked = row["agreement"]
     return {
         "recipe": row["recipe"],
         "seeds": str(len(row["seeds"])),

@@ -48,9 +48,9 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "says"),
     [
         (["lst"], "did you mean list?"),
-        (["run", "nope", "--task", TASK], "unknown method 'nope'; valid: dense"),
+        (["run", "nope", "--task", TASK], "unknown method 'nope'; valid: bk_sdm, dense"),
         (["run", "magnitude"], "--task"),
-        (["run", "magnitude", "--task", "fashion"], "valid: fashion_unet"),
+        (["run", "magnitude", "--task", "fashion"], "valid: fashion_dit, fashion_t2i, fashion_unet"),
         (["run", "magnitude", "--task", TASK, "--sed", "1"], "--sed"),
         (["run", "magnitude", "--task", TASK, "--seed", "x"], "'--seed'"),
         (["run", "magnitude", "--task", TASK, "--set", "magnitude.ratio=1.7"], "[0, 1)"),
@@ -63,7 +63,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["compare", "--task", TASK, "--methods", "magnitude", "--macs", "2"], "(0, 1]"),
         (["compare", "--task", TASK, "--quick", "--macs", "0.5"], "--quick fixes"),
         (["count", "ddpm_cifar"], "did you mean ddpm_cifar10?"),
-        (["table", "--task", "fashion"], "valid: fashion_unet"),
+        (["table", "--task", "fashion"], "valid: fashion_dit, fashion_t2i, fashion_unet"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_two(

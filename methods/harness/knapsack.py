@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 _BINS = 20_000  # resolution of the parameter axis, as a fraction of the request
+_LARGEST = 2**60  # what the costs of all layers together may reach, in 64 bits
 
 
 def least_damage(damages: Sequence[float], params: Sequence[int], wanted: int) -> list[int]:
     """Indices R, ascending, that minimise sum of damages with sum of params >= wanted.
 
     Dynamic programming over scaled parameters. Sizes are rounded down, so what is removed truly
-    reaches `wanted`; where the sizes share a large divisor nothing is lost by scaling. Layers that
-    do good when removed (negative damage) always go. Among equals the set with fewer layers wins,
-    then the one with lower indices.
+    reaches `wanted`; where the request is at most 20,000 times the sizes' common divisor nothing is
+    lost by scaling. Layers that do good when removed (negative damage) always go. Among equals the
+    set with fewer layers wins, then the one with lower indices.
 
     Raises:
-        ValueError: all layers together hold less than `wanted`, or sizes are negative.
+        ValueError: all layers together hold less than `wanted`, sizes are negative, or a damage is
+            not finite.
     """
     if len(damages) != len(params) or any(size < 0 for size in params):
         raise ValueError("one damage and one size of at least 0 for every layer")
+    if not all(map(math.isfinite, damages)):
+        raise ValueError("every damage has to be a finite number")
     if sum(params) < wanted:
         raise ValueError(f"all layers hold {sum(params)} parameters, {wanted} are to go")
-    if wanted <= 0:
-        return [index for index, damage in enumerate(damages) if damage < 0]
-    divisor = int(np.gcd.reduce(np.array([size for size in params if size] or [1])))
+    wanted, count = max(wanted, 0), len(params)
+    divisor = math.gcd(*params) or 1
     scale = divisor if -(-wanted // divisor) <= _BINS else -(-wanted // _BINS)
     need = -(-wanted // scale)
     sizes = [size // scale for size in params]
     if sum(sizes) < need:  # rounding lost the last feasible sets: everything has to go
-        return list(range(len(params)))
-    # best[j]: (damage, layers) of the cheapest set whose scaled size, capped at `need`, is j.
-    best = np.full(need + 1, np.inf)
-    count = np.full(need + 1, np.iinfo(np.int64).max // 2)
-    best[0], count[0] = 0.0, 0
-    taken = np.zeros((len(sizes), need + 1), dtype=bool)
-    came = np.zeros((len(sizes), need + 1), dtype=np.int64)
-    targets = np.arange(need + 1)
-    for index in reversed(range(len(sizes))):  # so that lower indices decide last, and win ties
-        reached = np.minimum(targets + sizes[index], need)
-        new, new_count = best.copy(), count.copy()
-        for start in np.flatnonzero(np.isfinite(best)):
-            end = reached[start]
-            key = (best[start] + damages[index], count[start] + 1)
-            if key <= (new[end], new_count[end]):
-                new[end], new_count[end] = key
-                taken[index, end], came[index, end] = True, start
-        best, count = new, new_count
-    chosen, at = [], need
-    for index in range(len(sizes)):
-        if taken[index, at]:
+        return list(range(count))
+    # Whole numbers add up alike in any order, floats do not; each layer also costs 1 as such.
+    unit = max(map(abs, damages), default=0.0) or 1.0
+    grid = _LARGEST // (count + 1) ** 2
+    costs = [round(damage / unit * grid) * (count + 1) + 1 for damage in damages]
+    # rest[i, j]: what the layers from i on cost at least, when j is gone already; all for need.
+    rest = np.full((count + 1, need + 1), 4 * _LARGEST, dtype=np.int64)
+    rest[count, need] = 0
+    gone = np.arange(need + 1)
+    for index in reversed(range(count)):
+        reached = np.minimum(gone + sizes[index], need)
+        rest[index] = np.minimum(rest[index + 1], costs[index] + rest[index + 1, reached])
+    chosen, at = [], 0
+    for index in range(count):  # at equal cost the lower index is taken
+        reached_now = min(at + sizes[index], need)
+        if costs[index] + rest[index + 1, reached_now] <= rest[index + 1, at]:
             chosen.append(index)
-            at = int(came[index, at])
+            at = reached_now
     return chosen

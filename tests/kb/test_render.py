@@ -127,6 +127,7 @@ TABLE = {
             "optimizer_steps": 100,
             "frechet": spread(500.0),
             "kernel": spread(0.5),
+            "agreement": spread(0.8),
             "ssim": spread(0.9),
             "speedup": spread(1.3),
             "no_faster": False,
