@@ -64,8 +64,8 @@ def test_eighteen_layers_of_unlike_sizes():
 def test_ties_take_fewer_layers_then_lower_indices():
     assert least_damage([0.0, 0.0, 0.0], [2, 1, 1], 2) == [0]
     assert least_damage([1.0, 1.0, 1.0], [1, 1, 1], 1) == [0]
-    # (0.1 + 0.2) + 0.3 is not (0.3 + 0.2) + 0.1 in floats; the lower of two equal threes wins.
-    assert least_damage([0.1, 0.2, 0.3, 0.3, 0.2, 0.1], [1, 1, 1, 2, 2, 2], 6) == [0, 4, 5]
+    assert least_damage([0.3, 0.2, 0.1, 0.1, 0.2, 0.3], [1] * 6, 3) == [1, 2, 3]
+    assert least_damage([0.3, 0.2, 0.1, 0.1, 0.2, 0.3], [1] * 6, 5) == [0, 1, 2, 3, 4]
 
 
 def test_nothing_wanted_takes_what_does_harm():
