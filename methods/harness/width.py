@@ -186,17 +186,18 @@ def gated(
 class Silenced(nn.Module):
     """Stands in for an attention or feed-forward without units: its output projection's bias.
 
-    With `joint` it answers for image and text tokens, as joint attention does.
+    With `joint` it answers for image and text tokens, as joint attention does. Without a last
+    layer (FLUX's single blocks) it gives no channels at all.
     """
 
     bias: nn.Parameter | None
     added_bias: nn.Parameter | None
 
     def __init__(
-        self, last: nn.Linear, joint: bool = False, added: nn.Linear | None = None
+        self, last: nn.Linear | None, joint: bool = False, added: nn.Linear | None = None
     ) -> None:
         super().__init__()
-        self.width = last.out_features
+        self.width = 0 if last is None else last.out_features
         self.joint = joint
         for name, layer in (("bias", last), ("added_bias", added)):
             bias = None if layer is None or layer.bias is None else layer.bias.detach()
