@@ -50,7 +50,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["lst"], "did you mean list?"),
         (["run", "nope", "--task", TASK], "unknown method 'nope'; valid: bk_sdm, dense"),
         (["run", "magnitude"], "--task"),
-        (["run", "magnitude", "--task", "fashion"], "valid: fashion_dit, fashion_t2i, fashion_unet"),
+        (["run", "magnitude", "--task", "fashion"], "valid: fashion_dit, fashion_t2i"),
         (["run", "magnitude", "--task", TASK, "--sed", "1"], "--sed"),
         (["run", "magnitude", "--task", TASK, "--seed", "x"], "'--seed'"),
         (["run", "magnitude", "--task", TASK, "--set", "magnitude.ratio=1.7"], "[0, 1)"),
