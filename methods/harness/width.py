@@ -279,10 +279,10 @@ def _cut_flux(model: nn.Module, channels: Mapping[str, list[int]]) -> None:
         assert isinstance(layer, nn.Linear)
         if lost:
             _slice(layer, axis, lost)
-    for module in model.modules():
-        if isinstance(module, FluxAttention):
-            module.inner_dim = module.to_q.out_features
-            module.heads = module.inner_dim // module.head_dim
+    for block in model.modules():
+        if isinstance(block, FluxAttention):
+            block.inner_dim = block.to_q.out_features
+            block.heads = block.inner_dim // block.head_dim
 
 
 def _slice(layer: nn.Linear, axis: str, gone: set[int]) -> None:
