@@ -264,6 +264,14 @@ def drop_stage(model: nn.Module) -> None:
         raise ValueError(
             f"a stage can be dropped from a UNet2DConditionModel, not {type(model).__name__}"
         )
+    widths = dict(_unet_layers(model))
+    gives = widths[f"down_blocks.{len(model.down_blocks) - 1}.resnets.0"]
+    reads = widths["up_blocks.1.resnets.0"]
+    if gives != reads:
+        raise ValueError(
+            f"the lowest stage cannot be dropped: the stage above gives {gives} channels, "
+            f"up_blocks.1 reads {reads}"
+        )
     drop_middle_of(model)
     model.down_blocks = nn.ModuleList(list(model.down_blocks)[:-1])
     model.down_blocks[-1].downsamplers = None
