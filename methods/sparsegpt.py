@@ -23,13 +23,22 @@ matrix per layer of a stage. Neither MACs nor time on dense hardware change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .harness.calibration import calibration, columns, in_stages, observe
-from .harness.masks import NOfM, Pattern, Unstructured, as_matrix, as_weight, removed, sparse_layers
+from .harness.masks import (
+    NOfM,
+    Pattern,
+    PatternName,
+    Unstructured,
+    as_matrix,
+    as_weight,
+    removed,
+    requested_pattern,
+    sparse_layers,
+)
 from .harness.pipeline import Notes, Pipeline, Task
 
 CARD = {
@@ -46,7 +55,7 @@ class Config:
     """Either a share of every block of columns, or n of m."""
 
     ratio: float = 0.5  # weights zeroed, [0, 1); unstructured only
-    pattern: Literal["unstructured", "n:m"] = "unstructured"
+    pattern: PatternName = "unstructured"
     n: int = 2  # weights kept of every run, n:m only
     m: int = 4  # length of a run, n:m only
     block: int = 128  # columns whose mask is chosen together
@@ -59,9 +68,7 @@ class Config:
 @torch.no_grad()
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
     """Sum up the Hessians of a stage, solve its layers, go on."""
-    pattern: Pattern = (
-        NOfM(config.n, config.m) if config.pattern == "n:m" else Unstructured(config.ratio)
-    )
+    pattern = requested_pattern(config.pattern, config.ratio, config.n, config.m)
     if config.block < 1 or not config.damp > 0:
         raise ValueError("block must be at least 1 and damp above 0")
     model = pipe.denoiser.eval()

@@ -23,13 +23,19 @@ Neither MACs nor time on dense hardware change, since dense kernels multiply zer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .harness.calibration import calibration, columns, in_stages, observe
-from .harness.masks import Layer, NOfM, Pattern, Unstructured, as_weight, removed, sparse_layers
+from .harness.masks import (
+    Layer,
+    PatternName,
+    as_weight,
+    removed,
+    requested_pattern,
+    sparse_layers,
+)
 from .harness.pipeline import Notes, Pipeline, Task
 
 CARD = {
@@ -46,7 +52,7 @@ class Config:
     """Either a share of every row, or n of m."""
 
     ratio: float = 0.5  # weights zeroed of every output row, [0, 1); unstructured only
-    pattern: Literal["unstructured", "n:m"] = "unstructured"
+    pattern: PatternName = "unstructured"
     n: int = 2  # weights kept of every run, n:m only
     m: int = 4  # length of a run, n:m only
     batch_size: int = 32  # calibration images
@@ -57,11 +63,7 @@ class Config:
 @torch.no_grad()
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
     """Measure inputs, score and zero, stage by stage."""
-    pattern: Pattern = (
-        NOfM(config.n, config.m)
-        if config.pattern == "n:m"
-        else Unstructured(config.ratio, per="row")
-    )
+    pattern = requested_pattern(config.pattern, config.ratio, config.n, config.m, per="row")
     model = pipe.denoiser.eval()
     layers = sparse_layers(model)
     batches = calibration(task, config.batch_size, config.timesteps, "wanda")

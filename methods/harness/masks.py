@@ -1,4 +1,4 @@
-"""Which single weights go: patterns, masks made from scores, and the inputs that scores look at.
+"""Which single weights go: patterns, masks made from scores, and the layers that are masked.
 
 A mask here is True where the weight becomes zero. Weights are seen as matrices of one row per
 output and one column per input of the layer; a convolution's columns run over kernel positions
@@ -20,6 +20,7 @@ from .surgery import check_fraction
 Layer = nn.Conv2d | nn.Linear
 Along = Literal["input", "flattened"]
 Per = Literal["layer", "row"]
+PatternName = Literal["unstructured", "n:m"]
 Which = Literal["inner", "all"]
 
 # What stays dense by custom: the first and last layers and the embeddings of time and class.
@@ -86,6 +87,21 @@ class NOfM:
 
 
 Pattern = Unstructured | NOfM
+
+
+def requested_pattern(
+    pattern: PatternName, ratio: float, n: int, m: int, per: Per = "layer"
+) -> Pattern:
+    """What the four fields that layer-wise methods share ask for; `per` is the method's own.
+
+    Raises:
+        ValueError: an unknown name, or a ratio, n or m out of range.
+    """
+    if pattern == "n:m":
+        return NOfM(n, m)
+    if pattern == "unstructured":
+        return Unstructured(ratio, per)
+    raise ValueError(f"pattern must be unstructured or n:m, not {pattern!r}")
 
 
 def crossing(layers: Mapping[str, Layer], pattern: NOfM) -> dict[str, str]:
