@@ -1,4 +1,4 @@
-"""Halving the number of sampling steps: one student step learns what two teacher steps do.
+"""Fewer sampling steps: one student step learns what two (or more) teacher steps do.
 
 Salimans and Ho, ICLR 2022, arXiv 2202.00512, with the guidance-aware loss of SnapFusion (Li et al.,
 NeurIPS 2023, arXiv 2306.00980, Eq. 6-11). The teacher goes t -> t' -> t'' by DDIM, the student has
@@ -7,7 +7,8 @@ to reach z_t'' in one step; the clean image that would take it there is
     x* = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t)
 
 and the loss omega ||x_student - x*||^2 with omega = max(alpha_t^2 / sigma_t^2, 1). With probability
-p every answer, of teacher and student, is the guided one with one w drawn for the iteration.
+p every answer, of teacher and student, is the guided one with one w drawn for the iteration. Where
+the teacher takes more steps than two, t'' is where the last of them ends; nothing else changes.
 """
 
 from __future__ import annotations
@@ -25,30 +26,33 @@ from .pipeline import NoisedBatch, seeded
 
 @dataclass(frozen=True)
 class Rung:
-    """One student step from t to t_end; the teacher rests at t_middle. -1 is clean."""
+    """One student step from t to t_end; the teacher rests at the stops between. -1 is clean."""
 
     t: int
-    t_middle: int
+    stops: tuple[int, ...]
     t_end: int
 
 
-def rungs(scheduler: DDIMScheduler, student_steps: int) -> list[Rung]:
-    """The student's sampling steps, each with the teacher's stop between.
+def rungs(scheduler: DDIMScheduler, student_steps: int, stride: int = 2) -> list[Rung]:
+    """The student's sampling steps, each with the teacher's `stride - 1` stops between.
 
-    The student is sampled at exactly these timesteps. Where the teacher's own ladder of twice as
-    many steps has the same points, the middle is its point; the trailing spacing has.
+    The student is sampled at exactly these timesteps. Where the teacher's own ladder of `stride`
+    times as many steps has the same points, the stops are its points; the trailing spacing has.
 
     Raises:
         ValueError: the teacher's ladder does not contain the student's.
     """
     coarse = ladder(scheduler, student_steps)
-    fine = [t for t, _ in ladder(scheduler, 2 * student_steps)]
-    if fine[::2] != [t for t, _ in coarse] or any(end not in (*fine, -1) for _, end in coarse):
+    fine = [t for t, _ in ladder(scheduler, stride * student_steps)]
+    if fine[::stride] != [t for t, _ in coarse] or any(end not in (*fine, -1) for _, end in coarse):
         raise ValueError(
-            f"{2 * student_steps} steps do not contain the {student_steps}: use a scheduler with "
-            "trailing spacing and steps that divide its timesteps"
+            f"{stride * student_steps} steps do not contain the {student_steps}: use a scheduler "
+            "with trailing spacing and steps that divide its timesteps"
         )
-    return [Rung(t, middle, end) for (t, end), middle in zip(coarse, fine[1::2], strict=True)]
+    return [
+        Rung(t, tuple(fine[stride * k + 1 : stride * (k + 1)]), end)
+        for k, (t, end) in enumerate(coarse)
+    ]
 
 
 def clean_target(
@@ -73,7 +77,8 @@ class StepDistillation:
 
     It draws its own timesteps among the student's, so of the batch it uses x0, noise and requests.
     `w_low` to `w_high` is the range of w, `probability` p, `original` gamma: the weight of the
-    plain denoising loss, rescaled to the size of the distillation loss.
+    plain denoising loss, rescaled to the size of the distillation loss; `stride` the teacher's
+    steps for one of the student's.
     """
 
     teacher: nn.Module
@@ -85,10 +90,11 @@ class StepDistillation:
     w_low: float = 2.0
     w_high: float = 14.0
     original: float = 0.2
+    stride: int = 2
     calls: int = 0
 
     def __post_init__(self) -> None:
-        self.ladder = rungs(self.scheduler, self.steps)
+        self.ladder = rungs(self.scheduler, self.steps, self.stride)
 
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
         draw = seeded(self.seed, f"step_distill/{self.steps}/{self.calls}")
@@ -97,14 +103,16 @@ class StepDistillation:
         if float(torch.rand((), generator=draw)) < self.probability:
             w = self.w_low + (self.w_high - self.w_low) * float(torch.rand((), generator=draw))
         chosen = torch.randint(len(self.ladder), (len(batch.x0),), generator=draw)
-        table = torch.tensor([(r.t, r.t_middle, r.t_end) for r in self.ladder])[chosen]
-        t, middle, end = table.to(batch.x0.device).unbind(dim=1)
+        table = torch.tensor([(r.t, *r.stops, r.t_end) for r in self.ladder])[chosen]
+        t, *path = table.to(batch.x0.device).unbind(dim=1)
         z = self.scheduler.add_noise(batch.x0, batch.noise, t)
         null = self.null(len(z))
         with torch.no_grad():
-            z_end = self._teacher_step(z, t, middle, batch.condition, null, w)
-            z_end = self._teacher_step(z_end, middle, end, batch.condition, null, w)
-            target = clean_target(self.scheduler, z, z_end, t, end)
+            z_end, now = z, t
+            for after in path:
+                z_end = self._teacher_step(z_end, now, after, batch.condition, null, w)
+                now = after
+            target = clean_target(self.scheduler, z, z_end, t, now)
         answer = guided(model, z, t, batch.condition, null, w).float()
         clean, _ = clean_and_noise(self.scheduler, answer, z, t)
         weight = truncated_snr(self.scheduler, t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,27 +55,25 @@ class Oracle(nn.Module):
     def __init__(self, teacher, scheduler, ladder):
         super().__init__()
         self.teacher, self.scheduler = teacher, scheduler
-        self.ends = {rung.t: (rung.t_middle, rung.t_end) for rung in ladder}
+        self.paths = {rung.t: (rung.t, *rung.stops, rung.t_end) for rung in ladder}
 
     def forward(self, x, timestep, return_dict=False, **condition):
-        middle, end = (torch.tensor([self.ends[int(t)][k] for t in timestep]) for k in range(2))
+        path = torch.tensor([self.paths[int(t)] for t in timestep]).unbind(dim=1)
+        z = x
         with torch.no_grad():
-            z = ddim_step(
-                self.scheduler, predict(self.teacher, x, timestep, condition), x, timestep, middle
-            )
-            z = ddim_step(
-                self.scheduler, predict(self.teacher, z, middle, condition), z, middle, end
-            )
-        clean = step_distill.clean_target(self.scheduler, x, z, timestep, end)
+            for now, after in pairwise(path):
+                answer = predict(self.teacher, z, now, condition)
+                z = ddim_step(self.scheduler, answer, z, now, after)
+        clean = step_distill.clean_target(self.scheduler, x, z, timestep, path[-1])
         alpha = self.scheduler.alphas_cumprod[timestep].sqrt().reshape(-1, 1, 1, 1)
         sigma = (1 - self.scheduler.alphas_cumprod[timestep]).sqrt().reshape(-1, 1, 1, 1)
         return ((alpha * x - clean) / sigma,)
 
 
-def objective(pipe, **changes):
+def objective(pipe, steps=5, **changes):
     settings = {"probability": 0.0, "original": 0.0} | changes
     return step_distill.StepDistillation(
-        pipe.denoiser, pipe.scheduler, 5, pipe.nothing, 0, **settings
+        pipe.denoiser, pipe.scheduler, steps, pipe.nothing, 0, **settings
     )
 
 
@@ -82,9 +81,10 @@ def batch(pipe) -> NoisedBatch:
     return next(tiny.task(pipe).training_batches(4))
 
 
-def test_an_oracle_has_no_loss():
+@pytest.mark.parametrize(("steps", "stride"), [(5, 2), (5, 4), (4, 5)])
+def test_an_oracle_has_no_loss(steps, stride):
     pipe = tiny.conditional("dit")
-    loss = objective(pipe)
+    loss = objective(pipe, steps, stride=stride)
     oracle = Oracle(pipe.denoiser, pipe.scheduler, loss.ladder)
     own = float(loss(pipe.denoiser, batch(pipe)).detach())
     assert float(loss(oracle, batch(pipe))) <= 1e-6 * max(own, 1.0)
@@ -113,15 +113,18 @@ def test_guided_and_plain_losses_differ_and_repeat():
 def test_rungs_and_halvings():
     scheduler = zoo.cosine_scheduler()
     rungs = step_distill.rungs(scheduler, 4)
-    assert [(r.t, r.t_middle, r.t_end) for r in rungs] == [
-        (999, 874, 749),
-        (749, 624, 499),
-        (499, 374, 249),
-        (249, 124, -1),
+    assert [(r.t, r.stops, r.t_end) for r in rungs] == [
+        (999, (874,), 749),
+        (749, (624,), 499),
+        (499, (374,), 249),
+        (249, (124,), -1),
     ]
     assert step_distill.halvings(16, 4) == [8, 4]
     with pytest.raises(ValueError, match="cannot be reached"):
         step_distill.halvings(25, 8)
+    thirds = step_distill.rungs(scheduler, 8, stride=3)
+    assert [t.t for t in thirds] == [r.t for r in step_distill.rungs(scheduler, 8)]
+    assert thirds[0].stops == (957, 916) and thirds[-1] == step_distill.Rung(124, (82, 41), -1)
     clean, noise = clean_and_noise(
         scheduler, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([500])
     )
