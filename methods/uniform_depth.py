@@ -1,9 +1,15 @@
 """Remove layers at even distances: the depth baseline that looks at nothing.
 
 No paper: every table of depth pruning has such a row (ShortGPT-like selections and TinyFusion, Fang
-et al., CVPR 2025, arXiv 2412.01199, compare with fixed patterns). Removable layers in the order of
-the forward pass are taken by a stride that spreads them as evenly as whole numbers allow, until
-the request is met.
+et al., CVPR 2025, arXiv 2412.01199, compare with fixed patterns). Two rules make it even:
+
+* within a kind of layer (ResNets, attention, transformers), c of its n layers in the order of the
+  forward pass go, each from the middle of its share: number floor((k + 1/2) n / c), k = 0 .. c - 1;
+* between kinds, layers are added one at a time to the kind that has lost the smallest share,
+  smallest (c + 1/2) / n, ties to the kind that the forward pass meets first.
+
+The first such set that meets the request goes whole: none of it is spared again, so that early and
+late layers are treated alike, at the price of removing about one layer too much.
 
 Expect: fewer parameters and MACs in proportion, and time with them, since whole layers go.
 """
@@ -12,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-from .harness.depth import Unit, drop, removable, requested, until
+from .harness.depth import Unit, drop, removable, requested
 from .harness.pipeline import Notes, Pipeline, Task
 
 CARD = {
@@ -37,15 +44,30 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     """Choose by position and drop; needs no data."""
     candidates = removable(pipe.denoiser)
     wanted = requested(pipe.denoiser, candidates, config.params, config.ratio)
-    for count in range(len(candidates) + 1):
-        chosen = evenly(candidates, count)
-        if sum(unit.params for unit in chosen) >= wanted:
-            break
-    names = until(chosen, wanted)
+    names = [unit.name for unit in spread(candidates, wanted)]
     return drop(pipe, names), {"removed": names}
 
 
-def evenly(candidates: Sequence[Unit], count: int) -> list[Unit]:
-    """`count` of the candidates, each in the middle of its equal share of them."""
-    share = len(candidates) / max(1, count)
-    return [candidates[int((k + 0.5) * share)] for k in range(count)]
+def spread(candidates: Sequence[Unit], wanted: int) -> list[Unit]:
+    """The first even set, one layer larger each time, that holds `wanted` parameters.
+
+    In the order of the forward pass; all candidates if they hold no more than that.
+    """
+    kinds: dict[str, list[Unit]] = {}
+    for unit in candidates:
+        kinds.setdefault(unit.kind, []).append(unit)
+    counts = dict.fromkeys(kinds, 0)
+    for _ in range(len(candidates)):
+        chosen = [unit for kind in kinds for unit in evenly(kinds[kind], counts[kind])]
+        if sum(unit.params for unit in chosen) >= wanted:
+            return sorted(chosen, key=candidates.index)
+        # Fractions compare exactly where floats would break ties by rounding.
+        left = [kind for kind in kinds if counts[kind] < len(kinds[kind])]
+        least = min(left, key=lambda kind: Fraction(2 * counts[kind] + 1, 2 * len(kinds[kind])))
+        counts[least] += 1
+    return list(candidates)
+
+
+def evenly(layers: Sequence[Unit], count: int) -> list[Unit]:
+    """`count` of the layers, each in the middle of its equal share of them."""
+    return [layers[(2 * k + 1) * len(layers) // (2 * count)] for k in range(count)]

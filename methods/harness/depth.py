@@ -5,10 +5,14 @@ runs and the names of what stays do not change. A ResNet of the down or middle p
 keeps its width; one of the up part reads the hidden state and a skip, and can go if the hidden
 width is the width it gives: the skip is then dropped. A removed ResNet of the down part still
 pushes its (unchanged) input on the stack of skips.
+
+The other way round, a layer can be repeated in place: what it gives goes through a copy of it that
+has weights of its own.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +86,25 @@ class SkipKeepingEmbedding(nn.Module):
         return hidden_states
 
 
+class Repeated(nn.Module):
+    """A layer and a copy of it, one after the other; both get the other arguments unchanged."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first = layer
+        self.second = copy.deepcopy(layer)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """DiT's output layer reads the embedding of the first block."""
+        return self.first.get_submodule("norm1")
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        once = self.first(hidden_states, *args, **kwargs)
+        hidden = once[0] if isinstance(once, tuple) else once
+        return self.second(hidden, *args, **kwargs)
+
+
 # --- what there is ---------------------------------------------------------------------------
 
 
@@ -114,12 +137,26 @@ def removable(model: nn.Module, kinds: Sequence[Kind] = LAYERS) -> tuple[Unit, .
     return tuple(unit for unit in units(model, kinds) if unit.removable)
 
 
+def repeatable(model: nn.Module, kinds: Sequence[Kind] = LAYERS) -> tuple[Unit, ...]:
+    """The units that can be repeated: they read what they give, an up ResNet also the skip."""
+    return tuple(unit for unit in removable(model, kinds) if _reads_what_it_gives(model, unit))
+
+
+def _reads_what_it_gives(model: nn.Module, unit: Unit) -> bool:
+    layer = model.get_submodule(unit.name)
+    if isinstance(layer, ResnetBlock2D):
+        return bool(layer.conv1.in_channels == layer.conv2.out_channels)
+    return True
+
+
 def _dit_unit(model: nn.Module, index: int) -> Unit:
     name = f"transformer_blocks.{index}"
     block = model.get_submodule(name)
+    kept = _size(block.get_submodule("norm1.emb")) if index == 0 else 0
+    while isinstance(block, Repeated):  # of a repeated block the copy can go
+        name, block, kept = f"{name}.second", block.second, 0
     if not isinstance(block, BasicTransformerBlock):
         return Unit(name, "block", 0, False, "already removed")
-    kept = _size(block.get_submodule("norm1.emb")) if index == 0 else 0
     return Unit(name, "block", _size(block) - kept, True)
 
 
@@ -151,7 +188,9 @@ def _width(resnet: nn.Module, hidden: int) -> int:
 
 def _unet_units(model: nn.Module, name: str, hidden: int) -> Iterator[Unit]:
     layer = model.get_submodule(name)
-    if isinstance(layer, ResnetBlock2D):
+    if isinstance(layer, Repeated):  # the copy can go
+        yield from _unet_units(model, f"{name}.second", hidden)
+    elif isinstance(layer, ResnetBlock2D):
         reads, gives = int(layer.conv1.in_channels), int(layer.conv2.out_channels)
         # An up ResNet reads hidden state and skip: without it the skip is dropped.
         fits = hidden == gives
@@ -193,6 +232,30 @@ def drop_units(model: nn.Module, names: Iterable[str], *, shortcuts: bool = Fals
     """`drop` on a bare denoiser; nothing is changed when it raises."""
     for name, stand_in in _stand_ins(model, names, shortcuts):
         _replace(model, name, stand_in)
+
+
+def repeat(pipe: Pipeline, names: Iterable[str]) -> Pipeline:
+    """Repeat units of the pipeline's denoiser in place, with the same weights, and record it.
+
+    Raises:
+        ValueError: a name is no unit that can be repeated.
+    """
+    chosen = sorted(set(names))
+    if not chosen:
+        return pipe
+    repeat_units(pipe.denoiser, chosen)
+    return pipe.edited({"op": "repeat", "units": chosen})
+
+
+def repeat_units(model: nn.Module, names: Iterable[str]) -> None:
+    """`repeat` on a bare denoiser; nothing is changed when it raises."""
+    known = {unit.name for unit in repeatable(model, (*LAYERS, "transformer_block"))}
+    chosen = list(names)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"{name!r} is no layer of this model that can be repeated")
+    for name in chosen:
+        _replace(model, name, Repeated(model.get_submodule(name)))
 
 
 @contextmanager
@@ -325,15 +388,3 @@ def requested(
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must lie in [0, 1), not {ratio}")
     return round(ratio * available)
-
-
-def until(order: Iterable[Unit], wanted: int) -> list[str]:
-    """Names of the units to remove, taken in order until `wanted` parameters are gone."""
-    chosen: list[str] = []
-    gone = 0
-    for unit in order:
-        if gone >= wanted:
-            break
-        chosen.append(unit.name)
-        gone += unit.params
-    return chosen

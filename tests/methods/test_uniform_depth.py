@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from methods.harness import depth
+from methods.harness import depth, zoo
 from methods.harness.denoise import predict
-from methods.uniform_depth import Config, compress, evenly
+from methods.uniform_depth import Config, compress, evenly, spread
 from tests.harness import tiny
 
 
@@ -40,6 +42,76 @@ def test_every_share_gives_one_and_gaps_differ_by_one_at_most(count):
     gaps = {after - before for before, after in pairwise(chosen)}
     assert len(set(chosen)) == count
     assert len(gaps) <= 2 and max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+def alternating(count=8):
+    """Layers as a text U-Net has them: a ResNet, a transformer, a ResNet ..."""
+    kinds = ("resnet", "attention")
+    return [depth.Unit(f"{kind}.{k}", kind, 1, True) for k in range(count) for kind in kinds]
+
+
+def test_alternating_kinds_are_taken_alternately_by_hand():
+    """A stride of two through the alternating layers would take ResNets alone."""
+    units = alternating()
+    names = [[unit.name for unit in spread(units, wanted)] for wanted in range(5)]
+    assert names[0] == []
+    assert names[1] == ["resnet.4"]
+    assert names[2] == ["resnet.4", "attention.4"]
+    assert names[3] == ["resnet.2", "attention.4", "resnet.6"]
+    assert names[4] == ["resnet.2", "attention.2", "resnet.6", "attention.6"]
+
+
+@st.composite
+def layers(draw):
+    kinds = draw(st.lists(st.sampled_from(["resnet", "attention", "block"]), max_size=24))
+    sizes = draw(st.lists(st.integers(1, 1000), min_size=len(kinds), max_size=len(kinds)))
+    return [
+        depth.Unit(str(index), kind, size, True)
+        for index, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
+    ]
+
+
+@settings(deadline=None)
+@given(layers(), st.floats(0, 1))
+def test_every_request_is_met_by_an_even_set(units, fraction):
+    wanted = round(fraction * sum(unit.params for unit in units))
+    chosen = spread(units, wanted)
+    assert sum(unit.params for unit in chosen) >= wanted
+    assert len({unit.name for unit in chosen}) == len(chosen)
+    assert chosen == sorted(chosen, key=units.index), "the order of the forward pass"
+    assert spread(units, 0) == []
+    shares = []
+    for kind in {unit.kind for unit in units}:
+        own = [unit for unit in units if unit.kind == kind]
+        lost = [own.index(unit) for unit in chosen if unit.kind == kind]
+        shares.append((len(lost), len(own)))
+        # One from each of as many equal shares: the middle one, so no end is spared.
+        for k, index in enumerate(lost):
+            middle = (k + 0.5) * len(own) / len(lost)
+            assert middle - 1 < index <= middle
+    for a, n in shares:
+        for b, m in shares:
+            assert (a - 0.5) / n <= (b + 0.5) / m + 1e-12, "no kind is more than its turn ahead"
+
+
+@settings(deadline=None)
+@given(layers(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_request_never_takes_fewer_layers(units, one, two):
+    total = sum(unit.params for unit in units)
+    low, high = sorted((round(one * total), round(two * total)))
+    assert len(spread(units, low)) <= len(spread(units, high))
+
+
+def test_late_and_early_layers_of_the_text_base_go_alike():
+    """What an earlier rule got wrong: nine ResNets, no transformer, the late layers spared."""
+    with torch.device("meta"):
+        model = zoo.base("fashion_t2i").build()
+    candidates = depth.removable(model)
+    chosen = spread(candidates, depth.requested(model, candidates, 0.674, None))
+    kinds = [unit.kind for unit in chosen]
+    assert (kinds.count("resnet"), kinds.count("transformer")) == (5, 5)
+    places = [candidates.index(unit) for unit in chosen]
+    assert abs(sum(places) / len(places) - (len(candidates) - 1) / 2) <= 1.5
 
 
 @pytest.mark.parametrize("exactly", [False, True])
