@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1] / "methods" / "results"
+EXPERIMENTS = ROOT / "experiments"
 SAME_SIZE = 0.02  # rows whose MACs differ by at most this fraction of dense are compared
 CONFIDENCE = 0.95
 # What a paired comparison is drawn for; lower is better in both.
@@ -133,7 +134,79 @@ class Record(_Strict):
         return sum(cost.optimizer_steps for cost in self.cost)
 
 
+class ExperimentColumn(_Strict):
+    key: str
+    label: str
+    digits: int | None
+
+
+class ExperimentProvenance(_Strict):
+    command: str
+    date: str
+    commit: str | None
+    dirty: bool | None
+    code_sha256: str
+    device: str
+    system: dict[str, Any]
+
+
+class Experiment(_Strict):
+    """One question with its bar and what was found, as `methods.harness.experiment` writes it."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str
+    question: str
+    methods: list[str]
+    task: str | None
+    bar: str
+    source: str
+    verdict: Literal["shown", "in part", "not shown"]
+    answer: str
+    why: str
+    columns: list[ExperimentColumn] = Field(min_length=1)
+    rows: list[dict[str, float | int | str | None]]
+    settings: dict[str, Any]
+    seeds: list[int] = Field(min_length=1)
+    protocol: dict[str, Any]
+    seconds: float = Field(ge=0)
+    provenance: ExperimentProvenance
+
+    def cells(self) -> list[list[str]]:
+        """The rows as text, in the order of the columns."""
+        return [[_cell(row[c.key], c.digits) for c in self.columns] for row in self.rows]
+
+
+def _cell(value: float | int | str | None, digits: int | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str) or digits is None:
+        return str(value)
+    return f"{value:.{digits}f}"
+
+
 # --- reading ---------------------------------------------------------------------------------
+
+
+def experiments(folder: Path = EXPERIMENTS) -> tuple[Experiment, ...]:
+    """All committed experiments, by name.
+
+    Raises:
+        ResultsError: a file is cut or foreign, or is not named as what it holds.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = Experiment.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ResultsError(
+                f"{path}: {field}: {first['msg']}; run `python -m methods experiment {path.stem}`"
+            ) from error
+        if record.name != path.stem:
+            raise ResultsError(f"{path}: holds the experiment {record.name}; rename the file")
+        found.append(record)
+    return tuple(found)
 
 
 def tasks(root: Path = ROOT) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`python -m methods`: list, run, compare, table, count, claims, sample."""
+"""`python -m methods`: list, run, compare, table, count, experiment, claims, sample."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ StepsOption = Annotated[int | None, typer.Option(help="sampling steps")]
 ReferenceOption = Annotated[int | None, typer.Option(help="held-out images to compare with")]
 PrecisionOption = Annotated[str | None, typer.Option(help="bf16 or fp32, to sample and time in")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
+LatencyDeviceOption = Annotated[
+    str | None, typer.Option(help="cpu or cuda, to time on; as --device if left out")
+]
 
 
 @app.command("list")
@@ -83,6 +86,7 @@ def run(
     reference: ReferenceOption = None,
     precision: PrecisionOption = None,
     device: DeviceOption = "cpu",
+    latency_device: LatencyDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe, measure it, write one result and one loadable model."""
@@ -93,11 +97,13 @@ def run(
     from methods.harness import run as harness
 
     with usage_errors():
-        protocol, standard = _protocol(samples, steps, reference, precision)
-        check_device(device)
+        check_device(device, latency_device)
+        protocol, standard = _protocol(
+            samples, steps, reference, precision, latency_device=latency_device
+        )
     folder = out if out is not None else harness.run_folder(harness.RUNS, task, recipe, seed)
     path = folder / "result.json"
-    if out is None and standard and model is None and device == "cpu":
+    if out is None and standard and model is None:
         path = harness.record_path(harness.RESULTS, task, recipe, seed)
     say(f"{registry.slug(recipe)} on {task}, seed {seed}")
     bench = harness.Bench(task, protocol, model=model, device=device, report=say)
@@ -137,6 +143,7 @@ def compare(
     reference: ReferenceOption = None,
     precision: PrecisionOption = None,
     device: DeviceOption = "cpu",
+    latency_device: LatencyDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run methods at several sizes and seeds; what is on disk already is not run again."""
@@ -154,8 +161,10 @@ def compare(
     from methods.harness.run import Bench
 
     with usage_errors():
-        protocol, standard = _protocol(samples, steps, reference, precision, quick=quick)
-        check_device(device)
+        check_device(device, latency_device)
+        protocol, standard = _protocol(
+            samples, steps, reference, precision, latency_device=latency_device, quick=quick
+        )
         sweep = (
             harness.quick_sweep(task)
             if quick
@@ -166,7 +175,7 @@ def compare(
         sweep.recipes()
     if out is not None or quick:
         places = harness.Places.under(out or harness.QUICK)
-    elif standard and model is None and device == "cpu":
+    elif standard and model is None:
         places = harness.Places.standard()
     else:
         places = harness.Places.under(harness.COMPARISON)
@@ -239,6 +248,72 @@ def count(
     console().print(f"{model}: {architecture.describes}", highlight=False)
     for key in ("params", "macs", "macs_with_attention"):
         console().print(f"{key:20} {found[key]:>18,}", highlight=False)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="left out: list them all")] = None,
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    assignments: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON to write in place of the committed record")
+    ] = None,
+    samples: SamplesOption = None,
+    steps: StepsOption = None,
+    reference: ReferenceOption = None,
+    precision: PrecisionOption = None,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Put one of the questions of methods/experiments to the test."""
+    if name is None:
+        _list_experiments(as_json)
+        return
+    with usage_errors():
+        described = registry.describe_experiment(name)
+        settings = registry.experiment_settings(described, assignments or [])
+        seed_list = numbers("--seeds", seeds, int)
+    from kb import results
+    from methods.harness import experiment as harness
+
+    with usage_errors():
+        check_device(device)
+        protocol, standard = _protocol(samples, steps, reference, precision)
+    if out is None and not (standard and settings == described.defaults):
+        out = ROOT / "build" / "experiments" / f"{name}.json"
+    say(f"{name}: {described.describes}")
+    lab = harness.Lab(seed_list, device, protocol, say)
+    record = harness.investigate(name, lab, settings)
+    path = harness.write(record, out)
+    if as_json:
+        emit(record)
+    else:
+        found = results.Experiment.model_validate(record)
+        shape = RichTable(box=None, pad_edge=False)
+        for index, column in enumerate(found.columns):
+            shape.add_column(column.label, justify="right" if index else "left")
+        for row in found.cells():
+            shape.add_row(*row)
+        console().print(shape, highlight=False, markup=False)
+        for line in (f"bar: {found.bar}", f"{found.verdict}: {found.answer}", found.why):
+            if line:
+                console().print(line, highlight=False, markup=False)
+    say(f"record: {shown(path)}")
+
+
+def _list_experiments(as_json: bool) -> None:
+    with usage_errors():
+        found = [registry.describe_experiment(name) for name in registry.experiment_names()]
+    if as_json:
+        emit([{"name": e.name, "question": e.describes, **e.card} for e in found])
+        return
+    shape = RichTable(box=None, pad_edge=False)
+    for column in ("experiment", "methods", "task", "question"):
+        shape.add_column(column, no_wrap=column == "experiment")
+    for e in found:
+        methods = ", ".join(e.card["methods"])
+        shape.add_row(e.name, methods, e.card["task"] or "–", e.describes)
+    console().print(shape)
 
 
 @app.command()
@@ -332,6 +407,7 @@ def _protocol(
     reference: int | None,
     precision: str | None,
     *,
+    latency_device: str | None = None,
     quick: bool = False,
 ) -> tuple[Protocol, bool]:
     """The protocol asked for, and whether it is the one of the committed results."""
@@ -347,6 +423,7 @@ def _protocol(
         samples=protocol.samples if samples is None else samples,
         steps=protocol.steps if steps is None else steps,
         reference=protocol.reference if reference is None else reference,
+        latency_device=latency_device,
     )
     return protocol, protocol == Protocol()
 
@@ -387,14 +464,15 @@ def numbers(option: str, text: str | None, kind: Callable[[str], T]) -> tuple[T,
         raise ValueError(f"{option}: comma-separated {what}, not {text!r}") from None
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, latency_device: str | None = None) -> None:
     """Raise ValueError for a device that torch cannot use here."""
     import torch
 
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device is cpu or cuda, not {device!r}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA device here")
+    for option, name in (("--device", device), ("--latency-device", latency_device or device)):
+        if name.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"{option} is cpu or cuda, not {name!r}")
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"{option} {name}: torch sees no CUDA device here")
 
 
 def console() -> Console:

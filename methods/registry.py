@@ -22,7 +22,9 @@ from types import ModuleType
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+EXPERIMENTS = FOLDER / "experiments"
 _NOT_METHODS = {"__init__", "__main__", "registry"}
+_EXPERIMENT_CARD = {"methods", "task", "bar", "source"}
 _SCALARS = ("int", "float", "bool", "str")
 # The two requests that all channel methods share; other limits are each method's own.
 _RANGES = {"ratio": ("[0, 1)", 0.0, 1.0), "macs": ("(0, 1]", 0.0, 1.0)}
@@ -156,23 +158,58 @@ def describe(name: str) -> Method:
     """
     if name not in names():
         raise ValueError(unknown(f"method {name!r}", name, names()))
-    path = FOLDER / f"{name}.py"
+    method = _read(FOLDER / f"{name}.py")
+    if not isinstance(method.card.get("tasks"), list):
+        raise ValueError(f"methods/{name}.py needs a CARD with a list of tasks")
+    return method
+
+
+@lru_cache(maxsize=1)
+def experiment_names() -> tuple[str, ...]:
+    """Names of all experiments, sorted."""
+    return tuple(sorted(p.stem for p in EXPERIMENTS.glob("*.py") if p.stem != "__init__"))
+
+
+@lru_cache(maxsize=64)
+def describe_experiment(name: str) -> Method:
+    """Read one file of methods/experiments; its CARD names methods, task, bar and source.
+
+    Raises:
+        ValueError: no such experiment, or the file lacks what it must have.
+    """
+    if name not in experiment_names():
+        raise ValueError(unknown(f"experiment {name!r}", name, experiment_names()))
+    found = _read(EXPERIMENTS / f"{name}.py")
+    if found.card.keys() != _EXPERIMENT_CARD:
+        keys = ", ".join(sorted(_EXPERIMENT_CARD))
+        raise ValueError(f"methods/experiments/{name}.py: CARD must hold exactly {keys}")
+    return found
+
+
+def load_experiment(name: str) -> ModuleType:
+    """Import an experiment's module (and torch with it)."""
+    describe_experiment(name)
+    return importlib.import_module(f"methods.experiments.{name}")
+
+
+def _read(path: Path) -> Method:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
+    shown = path.relative_to(FOLDER.parent)
     docstring = ast.get_docstring(tree)
     if not docstring:
-        raise ValueError(f"methods/{name}.py has no docstring")
-    card = _card(tree, name)
+        raise ValueError(f"{shown} has no docstring")
+    card = _card(tree, shown)
     config = _class(tree, "Config")
     if config is None:
-        raise ValueError(f"methods/{name}.py has no class Config")
+        raise ValueError(f"{shown} has no class Config")
     comments = _comments(source)
     fields = tuple(
         _setting(node, tree, path, comments)
         for node in config.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     )
-    return Method(name, docstring.splitlines()[0], card, fields)
+    return Method(path.stem, docstring.splitlines()[0], card, fields)
 
 
 def load(name: str) -> ModuleType:
@@ -208,6 +245,22 @@ def parse_assignments(texts: Iterable[str], recipe_methods: Sequence[str]) -> di
             raise ValueError(f"--set {name}.{key} is given twice")
         found[name][key] = parse(method, setting, value.strip())
     return found
+
+
+def experiment_settings(experiment: Method, texts: Iterable[str]) -> Settings:
+    """Every field of an experiment's Config, with `experiment.key=value` texts applied.
+
+    Raises:
+        ValueError: malformed text, another experiment's name, an unknown key or a bad value.
+    """
+    settings = experiment.defaults
+    for text in texts:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.strip().partition(".")
+        if not (equals and dot and key) or name != experiment.name:
+            raise ValueError(f"--set {text!r}: write {experiment.name}.KEY=VALUE")
+        settings[key] = parse(experiment, experiment.setting(key), value.strip())
+    return settings
 
 
 def parse(method: Method, setting: Setting, text: str) -> Any:
@@ -313,14 +366,14 @@ def retraining(steps: int) -> Stage:
 # --- reading the source ----------------------------------------------------------------------
 
 
-def _card(tree: ast.Module, name: str) -> Mapping[str, Any]:
+def _card(tree: ast.Module, path: Path) -> Mapping[str, Any]:
     node = _assigned(tree, "CARD")
     try:
         card = ast.literal_eval(node) if node is not None else None
     except ValueError:
         card = None
-    if not isinstance(card, dict) or not isinstance(card.get("tasks"), list):
-        raise ValueError(f"methods/{name}.py needs a literal CARD with a list of tasks")
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} needs a literal CARD")
     return card
 
 

@@ -7,12 +7,13 @@ record but `notes` is measured here, against the dense model, in the same proces
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,7 @@ NOISE = "quality/noise"
 KEPT_IMAGES = 64  # images of a run that are kept for pictures
 _NOTE_LIMIT = 600  # characters of JSON; longer notes stay in the model folder
 _KERNEL_BLOCKS = 10
+_SAMPLED_TOGETHER = {"cpu": 50, "cuda": 500}  # images a batch: what each device is fastest with
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class Protocol:
     latency_batch: int = 16
     latency_rounds: int = 20
     latency_threads: int = 1
+    # Where time and memory are measured; None: where the recipe runs. It decides no figure of
+    # quality, so records that differ in it alone may stand in one table.
+    latency_device: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         least = 2 * _KERNEL_BLOCKS
@@ -202,6 +207,10 @@ class Bench:
     def device(self) -> torch.device:
         return self.dense.device
 
+    @property
+    def latency_device(self) -> torch.device:
+        return torch.device(self.protocol.latency_device or self.device)
+
     @cached_property
     def protocol_record(self) -> Record:
         guidance = None if self.dense.conditioning is None else self.dense.guidance
@@ -265,7 +274,7 @@ class Bench:
                 key["guidance"] = self.dense.guidance
 
             def compute() -> dict[str, Tensor]:
-                images = self._sample(self.dense, seed, "the dense model")
+                images = self.sample(self.dense, seed, "the dense model")
                 return {
                     "images": images,
                     "features": lite0_features(images, device=self.device),
@@ -276,7 +285,8 @@ class Bench:
             self._dense_features[seed] = found["features"]
         return {"images": self._dense_images[seed], "features": self._dense_features[seed]}
 
-    def _sample(self, pipe: Pipeline, seed: int, what: str) -> Tensor:
+    def sample(self, pipe: Pipeline, seed: int, what: str = "the pruned model") -> Tensor:
+        """Images (N, C, H, W) of the protocol's noise and requests, on the CPU."""
         protocol = self.protocol
         self.report(f"sample {protocol.samples} images from {what}, {protocol.steps} steps each")
         return sample(
@@ -284,6 +294,7 @@ class Bench:
             self.noise(seed),
             protocol.steps,
             rows=self.rows(seed),
+            batch_size=_SAMPLED_TOGETHER[self.device.type],
             precision=protocol.precision,  # type: ignore[arg-type]
         )
 
@@ -296,24 +307,14 @@ class Bench:
         Raises:
             ValueError: a method refuses the model or the request, or breaks the contract.
         """
-        registry.check_task(self.task, [stage.method for stage in recipe])
+        pipe, costs, notes = self.compress(recipe, seed)
         task = self.task_at(seed)
-        pipe, cost, note = self._first_stage(recipe[0], task)
-        costs, notes = [cost], [note]
-        for stage in recipe[1:]:
-            pipe, cost, note = self._apply(stage, pipe, task)
-            costs.append(cost)
-            notes.append(note)
-        pipe.denoiser.eval()
-        if tensors_sha256(self.dense.denoiser) != self.dense_sha256:
-            raise ValueError("the recipe changed the dense model, which every row is compared with")
-
-        inputs = task.example_inputs(self.protocol.latency_batch)
+        inputs = task.example_inputs(self.protocol.latency_batch, self.latency_device)
         size, macs = self._size(pipe, task)
         self.report("time dense and pruned in turn")
         latency = self._latency(pipe, inputs, macs)
         memory = self._memory(pipe, inputs)
-        images, quality = self._quality(pipe, seed)
+        images, quality = self.quality(pipe, seed)
         if folder is not None:
             save_pruned(pipe, folder / "model", self.base, {"seed": seed, "stages": notes})
             write_tensors(folder / "samples.safetensors", {"images": images[:KEPT_IMAGES]}, {})
@@ -340,6 +341,25 @@ class Bench:
                 "system": measure.system_info(),
             },
         }
+
+    def compress(self, recipe: Recipe, seed: int) -> tuple[Pipeline, list[Record], list[Record]]:
+        """The recipe applied to a private copy: (pipeline, cost, notes), one of each a stage.
+
+        Raises:
+            ValueError: a method refuses the model or the request, or breaks the contract.
+        """
+        registry.check_task(self.task, [stage.method for stage in recipe])
+        task = self.task_at(seed)
+        pipe, cost, note = self._first_stage(recipe[0], task)
+        costs, notes = [cost], [note]
+        for stage in recipe[1:]:
+            pipe, cost, note = self._apply(stage, pipe, task)
+            costs.append(cost)
+            notes.append(note)
+        pipe.denoiser.eval()
+        if tensors_sha256(self.dense.denoiser) != self.dense_sha256:
+            raise ValueError("the recipe changed the dense model, which every row is compared with")
+        return pipe, costs, notes
 
     def _first_stage(self, stage: Stage, task: Task) -> tuple[Pipeline, Record, Record]:
         """The dense model after one stage; the latest is kept for the same stage with retraining.
@@ -394,7 +414,7 @@ class Bench:
             inputs,
             rounds=protocol.latency_rounds,
             threads=protocol.latency_threads,
-            device=self.device,
+            device=self.latency_device,
             dtype=DTYPES[protocol.precision],
         )
         gain = measure.speedup(timings["dense"], timings["pruned"], *macs)
@@ -402,7 +422,7 @@ class Bench:
             "batch": protocol.latency_batch,
             "threads": protocol.latency_threads,
             "precision": protocol.precision,
-            "device": self.device.type,
+            "device": self.latency_device.type,
             "speedup_cpu": round(gain.cpu, 4),
             "speedup_wall": round(gain.wall, 4),
             "fewer_macs_but_slower": gain.fewer_macs_but_slower,
@@ -417,11 +437,14 @@ class Bench:
 
     def _memory(self, pipe: Pipeline, inputs: Record) -> Record:
         def peak(model: nn.Module) -> int:
+            if self.device != self.latency_device:
+                model = copy.deepcopy(model).to(self.latency_device)
+
             def step() -> None:
                 with torch.no_grad():
                     model(**inputs)
 
-            return measure.peak_memory(step, device=self.device)
+            return measure.peak_memory(step, device=self.latency_device)
 
         return {
             "what": "activations of one sampling step in fp32, weights not included",
@@ -430,12 +453,17 @@ class Bench:
             "dense_peak_bytes": peak(self.dense.denoiser),
         }
 
-    def _quality(self, pipe: Pipeline, seed: int) -> tuple[Tensor, Record]:
+    def quality(self, pipe: Pipeline, seed: int) -> tuple[Tensor, Record]:
+        """(images, figures) of a pipeline against the reference and the dense model's images.
+
+        The figures are a record's: frechet, kernel, kernel_standard_error, mse_to_dense,
+        ssim_to_dense and, where garments can be asked for, agreement.
+        """
         dense = self._dense(seed)
         if self._is_dense(pipe):
             images, features = dense["images"], dense["features"]
         else:
-            images = self._sample(pipe, seed, "the pruned model")
+            images = self.sample(pipe, seed)
             features = lite0_features(images, device=self.device)
         self.report("compare with the reference and with the dense model's images")
         reference = self.reference_features
@@ -468,6 +496,10 @@ class Bench:
         words += ["--task", self.task, "--seed", str(seed)]
         for option in ("samples", "steps", "reference", "precision"):
             words += [f"--{option}", str(getattr(self.protocol, option))]
+        if self.device.type != "cpu":
+            words += ["--device", self.device.type]
+        if self.latency_device.type != self.device.type:
+            words += ["--latency-device", self.latency_device.type]
         if self.base != self.task:
             words += ["--model", self.base]
         return " ".join(words)

@@ -1,0 +1,178 @@
+"""One question about a method, answered by measurement: what `methods/experiments/` is made of.
+
+An experiment has a bar, written down before it runs, and a verdict that follows from intervals
+over seeds. What did not show is recorded like what did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from kb.results import EXPERIMENTS, paired_interval
+from methods import registry
+
+from . import measure
+from .journal import write_text
+from .run import ROOT, Bench, Protocol, Report, code_sha256, git_state
+
+SCHEMA = 1
+Verdict = Literal["shown", "in part", "not shown"]
+Value = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of an experiment's table."""
+
+    key: str
+    label: str
+    digits: int | None = None  # behind the point, None: as it is
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment found; `why` gives the reason wherever the effect did not show."""
+
+    verdict: Verdict
+    answer: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Value], ...]
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict != "shown" and not self.why:
+            raise ValueError(f"a verdict of {self.verdict!r} needs a reason in `why`")
+        keys = {column.key for column in self.columns}
+        for row in self.rows:
+            if row.keys() != keys:
+                raise ValueError(f"row keys {sorted(row)} are not the columns {sorted(keys)}")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean difference a - b over seeds, with its two-sided 95 % Student interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def below(self) -> bool:
+        """a is surely smaller than b."""
+        return self.high < 0
+
+    @property
+    def above(self) -> bool:
+        """a is surely larger than b."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ({self.low:.4g} to {self.high:.4g}, n={self.n})"
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
+    """Compare two series over the same seeds, in the same order.
+
+    Raises:
+        ValueError: fewer than two pairs, or series of different length.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    interval = paired_interval(differences)
+    if interval is None:
+        raise ValueError("an interval needs at least two seeds")
+    return Paired(fmean(differences), *interval, n=len(differences))
+
+
+@dataclass
+class Lab:
+    """What an experiment may use: seeds, a device and a bench for each task."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    protocol: Protocol = field(default_factory=Protocol)
+    report: Report = lambda _: None
+    _benches: dict[str, Bench] = field(default_factory=dict)
+
+    def bench(self, task: str) -> Bench:
+        """The task's dense model, data and figures of quality; loaded once."""
+        if task not in self._benches:
+            self._benches[task] = Bench(task, self.protocol, device=self.device, report=self.report)
+        return self._benches[task]
+
+
+def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, Any]:
+    """Run one experiment and return its record.
+
+    Raises:
+        ValueError: unknown experiment or setting, or the experiment refuses the machine.
+    """
+    described = registry.describe_experiment(name)
+    module = registry.load_experiment(name)
+    config = module.Config(**settings)
+    start = time.perf_counter()
+    finding: Finding = module.investigate(lab, config)
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "question": described.describes,
+        **described.card,
+        "verdict": finding.verdict,
+        "answer": finding.answer,
+        "why": finding.why,
+        "columns": [asdict(column) for column in finding.columns],
+        "rows": [dict(row) for row in finding.rows],
+        "settings": asdict(config),
+        "seeds": list(lab.seeds),
+        "protocol": {
+            "samples": lab.protocol.samples,
+            "steps": lab.protocol.steps,
+            "precision": lab.protocol.precision,
+            "reference": lab.protocol.reference,
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+        "provenance": {
+            "command": _command(name, lab, settings),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **git_state(),
+            "code_sha256": _code_sha256(name),
+            "device": lab.device,
+            "system": measure.system_info(),
+        },
+    }
+
+
+def write(record: Mapping[str, Any], path: Path | None = None) -> Path:
+    """Write a record as JSON, atomically, to `path` or to its committed place."""
+    path = path or EXPERIMENTS / f"{record['name']}.json"
+    write_text(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return path
+
+
+def _command(name: str, lab: Lab, settings: registry.Settings) -> str:
+    words = ["python", "-m", "methods", "experiment", name]
+    words += ["--seeds", ",".join(map(str, lab.seeds))]
+    for option in ("samples", "steps", "reference", "precision"):
+        words += [f"--{option}", str(getattr(lab.protocol, option))]
+    words += ["--device", lab.device]
+    defaults = registry.describe_experiment(name).defaults
+    for key, value in settings.items():
+        if value != defaults[key]:
+            words += ["--set", f"{name}.{key}={value}"]
+    return " ".join(words)
+
+
+def _code_sha256(name: str) -> str:
+    """Hash of the experiment, the harness and the methods that the experiment is about."""
+    about = registry.describe_experiment(name).card["methods"]
+    stages = tuple(registry.Stage(method, {}) for method in about)
+    source = (ROOT / "methods" / "experiments" / f"{name}.py").read_bytes()
+    return hashlib.sha256(code_sha256(stages).encode() + source).hexdigest()
