@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .depth import drop_middle_of, drop_stage, drop_units
+from .depth import drop_middle_of, drop_stage, drop_units, repeat_units
 from .pipeline import Edit
 from .surgery import cut_channels
 from .width import cut_units, silence_layers
@@ -41,6 +41,10 @@ def _drop(model: nn.Module, edit: Edit) -> None:
     drop_units(model, _names(edit, "units"), shortcuts=edit.get("shortcuts") is True)
 
 
+def _repeat(model: nn.Module, edit: Edit) -> None:
+    repeat_units(model, _names(edit, "units"))
+
+
 def _silence(model: nn.Module, edit: Edit) -> None:
     silence_layers(model, _names(edit, "layers"))
 
@@ -63,6 +67,7 @@ _OPERATIONS: dict[Any, Callable[[nn.Module, Edit], None]] = {
     "drop": _drop,
     "drop_middle": lambda model, _: drop_middle_of(model),
     "drop_stage": lambda model, _: drop_stage(model),
+    "repeat": _repeat,
     "silence": _silence,
     "width": _width,
 }

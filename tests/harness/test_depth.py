@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from methods.harness import depth, zoo
+from methods.harness.checkpoint import load_pruned, save_pruned
 from methods.harness.denoise import predict
 from methods.harness.edits import replay
 from tests.harness import tiny
@@ -154,3 +156,57 @@ def test_budgets():
         depth.requested(model, candidates, None, None)
     with pytest.raises(ValueError, match="is no layer"):
         depth.drop_units(model, ["nowhere"])
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_a_repeated_layer_runs_twice_with_weights_of_its_own(kind):
+    """By hand: the output hook of the layer runs the layer once more."""
+    pipe = tiny.conditional(kind)
+    for unit in depth.repeatable(pipe.denoiser):
+        grown = depth.repeat(pipe.private_copy(), [unit.name])
+        extra = sum(p.numel() for p in grown.denoiser.parameters())
+        extra -= sum(p.numel() for p in pipe.denoiser.parameters())
+        assert extra == sum(p.numel() for p in pipe.denoiser.get_submodule(unit.name).parameters())
+        layer = pipe.denoiser.get_submodule(unit.name)
+        plain = type(layer).forward
+
+        def again(module, args, kwargs, output, plain=plain):
+            hidden = output[0] if isinstance(output, tuple) else output
+            rest = args[1:] if args else ()
+            given = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            return plain(module, hidden, *rest, **given)
+
+        handle = layer.register_forward_hook(again, with_kwargs=True)
+        expected = answer(pipe)
+        handle.remove()
+        assert torch.equal(answer(grown), expected), unit.name
+        # The copy can go again, and then nothing has changed.
+        back = depth.drop(grown, [f"{unit.name}.second"])
+        assert torch.equal(answer(back), answer(pipe)), unit.name
+
+
+def test_an_up_resnet_reads_the_skip_and_cannot_be_repeated():
+    pipe = tiny.conditional("t2i")
+    names = [unit.name for unit in depth.repeatable(pipe.denoiser)]
+    assert "up_blocks.1.attentions.0" in names and "down_blocks.1.resnets.1" in names
+    assert not any(name.startswith("up_blocks") and "resnets" in name for name in names)
+    with pytest.raises(ValueError, match=r"up_blocks.1.resnets.1' is no layer .* repeated"):
+        depth.repeat(pipe, ["up_blocks.1.resnets.1"])
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_a_grown_model_replays_and_loads_bit_exactly(kind, tmp_path):
+    """Repeated, repeated once more, and one of the copies removed again."""
+    pipe = tiny.conditional(kind)
+    name = "mid_block.attentions.0" if kind == "t2i" else "transformer_blocks.0"
+    grown = depth.repeat(pipe.private_copy(), [name])
+    grown = depth.repeat(grown, [f"{name}.second"])
+    grown = depth.drop(grown, [f"{name}.second.second"])
+    with torch.no_grad():
+        for parameter in grown.denoiser.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    save_pruned(grown, tmp_path, "tiny", {})
+    # The tiny text model has no encoder to save: its requests are handed on.
+    back = replace(load_pruned(tmp_path), conditioning=pipe.conditioning)
+    assert torch.equal(answer(back), answer(grown))
+    assert not torch.equal(answer(grown), answer(pipe))
