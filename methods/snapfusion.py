@@ -34,8 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from .harness.calibration import calibration
-from .harness.denoise import guided, predict
+from .harness.denoise import predict
 from .harness.depth import bypassed, drop, removable, units
+from .harness.judge import Judge
 from .harness.measure import count_macs
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task, seeded
 from .harness.scores import GroupScore, choose
@@ -142,21 +143,14 @@ def hash_of(seed: int, name: str) -> int:
 
 
 def _recipe(config: Config, steps: int) -> Recipe:
-    return Recipe(
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup=max(1, steps // 10),
-        ema_decay=0.98,  # short runs need a short average
-        precision=config.precision,
-    )
+    return Recipe.short(steps, config.batch_size, config.learning_rate, config.precision)
 
 
 def evolve(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
     """Algorithm 1 with removals only; the notes hold every value that decided."""
     model = pipe.denoiser
     robust_training(model, task, config, config.robust_steps, "snapfusion/robust")
-    judge = Judge.of(task, pipe, config)
+    judge = judge_of(task, pipe, config)
     table = latency_table(model, task, config)
     total = table.pop("")
     dense_params = sum(p.numel() for p in model.parameters())
@@ -170,11 +164,11 @@ def evolve(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]
                 f"the target cannot be met: {left / total:.3f} of the latency is left when every "
                 "removable block is gone"
             )
-        full = judge.quality(model)
+        full = quality(judge, model)
         values = []
         for unit in candidates:
             with bypassed(model, [unit.name]):
-                values.append((full - judge.quality(model)) / max(table[unit.name], 1e-12))
+                values.append((full - quality(judge, model)) / max(table[unit.name], 1e-12))
         order = sorted(range(len(candidates)), key=lambda k: (values[k], k))
         for k in order[: config.group]:
             name = candidates[k].name
@@ -195,36 +189,16 @@ def _met(config: Config, latency: float, params: float) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Quality: minus the squared error of guided answers to the dense model's, fixed inputs."""
-
-    batches: tuple[NoisedBatch, ...]
-    null: dict[str, Tensor]
-    guidance: float
-    wanted: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, task: Task, pipe: Pipeline, config: Config) -> Judge:
-        batches = tuple(calibration(task, config.batch_size, config.judged, "snapfusion/judge"))
-        null = pipe.nothing(config.batch_size)
-        with torch.no_grad():
-            wanted = tuple(_guided(task.dense.denoiser, b, null, pipe.guidance) for b in batches)
-        return cls(batches, null, pipe.guidance, wanted)
-
-    @torch.no_grad()
-    def quality(self, model: nn.Module) -> float:
-        """At most 0, which is the dense model's."""
-        model.eval()
-        errors = [
-            (_guided(model, batch, self.null, self.guidance) - wanted).square().mean()
-            for batch, wanted in zip(self.batches, self.wanted, strict=True)
-        ]
-        return -float(torch.stack(errors).mean())
+def judge_of(task: Task, pipe: Pipeline, config: Config) -> Judge:
+    """Quality is judged on fixed inputs, at the guidance that the pipeline samples with."""
+    batches = calibration(task, config.batch_size, config.judged, "snapfusion/judge")
+    weights = [pipe.guidance] * len(batches)
+    return Judge.of(task.dense.denoiser, batches, weights, pipe.nothing(config.batch_size))
 
 
-def _guided(model: nn.Module, batch: NoisedBatch, null: dict[str, Tensor], w: float) -> Tensor:
-    return guided(model, batch.x_t, batch.t, batch.condition, null, w)
+def quality(judge: Judge, model: nn.Module) -> float:
+    """Minus the squared error of guided answers: at most 0, which is the dense model's."""
+    return -judge.error(model)
 
 
 def latency_table(model: nn.Module, task: Task, config: Config) -> dict[str, float]:

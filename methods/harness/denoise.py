@@ -30,9 +30,18 @@ def guided(
     """
     if w == 1.0 or not condition:
         return predict(model, x, t, condition)
-    both = {key: torch.cat([null[key], condition[key]]) for key in condition}
-    unconditional, conditional = predict(model, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    unconditional, conditional = halves(model, x, t, condition, null)
     return unconditional + w * (conditional - unconditional)
+
+
+def halves(
+    model: nn.Module, x: Tensor, t: Tensor, condition: Condition, null: Condition
+) -> tuple[Tensor, Tensor]:
+    """What the model answers to the empty request and to `condition`, from one batch of 2 B."""
+    both = {key: torch.cat([null[key], condition[key]]) for key in condition}
+    answers = predict(model, torch.cat([x, x]), torch.cat([t, t]), both)
+    unconditional, conditional = answers.chunk(2)
+    return unconditional, conditional
 
 
 def alpha_sigma(scheduler: DDIMScheduler, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,18 @@ class Recipe:
         if self.steps < 0 or self.batch_size < 1:
             raise ValueError("steps must be >= 0 and batch_size >= 1")
 
+    @classmethod
+    def short(cls, steps: int, batch_size: int, learning_rate: float, precision: str) -> Recipe:
+        """For some hundred steps: a tenth of them is warm-up, the average forgets quickly."""
+        return cls(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup=max(1, steps // 10),
+            ema_decay=0.98,
+            precision=precision,
+        )
+
 
 @dataclass(frozen=True)
 class Step:
