@@ -20,6 +20,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
@@ -43,6 +45,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
         UNet2DConditionModel,
         DiTTransformer2DModel,
         SD3Transformer2DModel,
+        FluxTransformer2DModel,
         AutoencoderKL,
     )
 }
@@ -313,9 +316,11 @@ def _build(config: dict[str, Any]) -> nn.Module:
     return zoo.without_label_dropout(model).eval()
 
 
-def _scheduler(config: dict[str, Any], folder: Path) -> DDIMScheduler:
+def _scheduler(config: dict[str, Any], folder: Path) -> Any:
+    """Flow matching by Euler steps where the file says so (SD3, FLUX), else DDIM."""
+    flow = config.get("_class_name") == FlowMatchEulerDiscreteScheduler.__name__
     try:
-        return DDIMScheduler.from_config(config)
+        return (FlowMatchEulerDiscreteScheduler if flow else DDIMScheduler).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{folder}/scheduler_config.json: {error}") from error
 

@@ -1,11 +1,10 @@
 """Attention heads and feed-forward neurons: gates on them, and layers that lose all of them.
 
+In FLUX the outputs of the norms' modulation layers are units as well (see `flux`).
+
 Heads and neurons that go are cut as `surgery.cut` does with rule "whole". A layer that loses all
 is silenced: what is left of it is the bias of its output projection, which is what the dense layer
 gives when every head or neuron is masked.
-
-FLUX is described here alone, since only heads and neurons can go in it. Its single blocks read
-heads and neurons with one fused projection, so there each of the two is a range of its columns.
 """
 
 from __future__ import annotations
@@ -23,32 +22,41 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
-from .channels import ChannelGroup, Slot, channel_groups
+from .channels import ChannelGroup, channel_groups
+from .flux import Scattered, cut_flux, flux_groups, modulations, scatter
 from .pipeline import Pipeline
 from .surgery import cut_channels
+
+Kind = Literal["heads", "neurons", "modulation"]
+KINDS: tuple[Kind, ...] = ("heads", "neurons", "modulation")
 
 
 @dataclass(frozen=True)
 class WidthLayer:
-    """An attention with its heads or a feed-forward with its neurons."""
+    """An attention with its heads, a feed-forward with its neurons, a norm's linear layer."""
 
-    name: str  # of the attention or feed-forward module; `proj_mlp` in FLUX's single blocks
-    kind: Literal["heads", "neurons"]
+    name: str  # of the module; `proj_mlp` in FLUX's single blocks
+    kind: Kind
     units: int
-    group: str  # the channel group that holds them
+    group: str  # the channel group that holds them; the layer itself for modulation
     channels: int  # of the group; channels / units belong to one unit
-    readers: tuple[str, ...]  # linear layers that read the units' output
+    readers: tuple[str, ...]  # linear layers that read the units' output; none for modulation
     start: int = 0  # first of the readers' columns that belong to the units
 
 
 def width_layers(model: nn.Module) -> tuple[WidthLayer, ...]:
     """Every attention and feed-forward of the transformers in a model, in forward order.
 
+    In FLUX the norms' linear layers follow them.
+
     Raises:
         ValueError: the model is of a class whose channels are not described.
     """
     if isinstance(model, FluxTransformer2DModel):
-        return tuple(_flux_layer(group) for group in _flux_groups(model))
+        return (
+            *(_flux_layer(group) for group in flux_groups(model)),
+            *(WidthLayer(n, "modulation", size, n, size, ()) for n, size in modulations(model)),
+        )
     found = []
     for group in channel_groups(model):
         name, _, last = group.name.rpartition(".")
@@ -82,46 +90,12 @@ def _flux_layer(group: ChannelGroup) -> WidthLayer:
     )
 
 
-def _flux_groups(model: nn.Module) -> Iterator[ChannelGroup]:
-    """Channels of heads and neurons of a FluxTransformer2DModel, in forward order."""
-    for index, block in enumerate(model.get_submodule("transformer_blocks").children()):
-        name = f"transformer_blocks.{index}"
-        if isinstance(block.attn, FluxAttention):
-            image, text = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
-            yield _linear_group(
-                [f"{name}.attn.{part}" for part in (*image, *text)],
-                [f"{name}.attn.to_out.0", f"{name}.attn.to_add_out"],
-                model,
-                heads=block.attn.heads,
-            )
-        for part in ("ff", "ff_context"):
-            if isinstance(getattr(block, part), FeedForward):
-                inner = f"{name}.{part}.net"
-                yield _linear_group([f"{inner}.0.proj"], [f"{inner}.2"], model)
-    for index, block in enumerate(model.get_submodule("single_transformer_blocks").children()):
-        name, start = f"single_transformer_blocks.{index}", 0
-        if isinstance(block.attn, FluxAttention):
-            projections = [f"{name}.attn.{part}" for part in ("to_q", "to_k", "to_v")]
-            heads = block.attn.heads
-            yield _linear_group(projections, [f"{name}.proj_out"], model, heads=heads)
-            start = heads * block.attn.head_dim
-        if block.get_submodule("proj_mlp").out_features:
-            yield _linear_group([f"{name}.proj_mlp"], [f"{name}.proj_out"], model, start=start)
-
-
-def _linear_group(
-    producers: list[str], readers: list[str], model: nn.Module, heads: int = 1, start: int = 0
-) -> ChannelGroup:
-    size = model.get_submodule(producers[0]).out_features
-    assert isinstance(size, int)
-    slots = [Slot(module, "out", 0) for module in producers]
-    slots += [Slot(module, "in", start) for module in readers]
-    unit = size // heads
-    return ChannelGroup(producers[0], size, tuple(slots), heads, heads, unit if heads > 1 else 1)
-
-
 def unit_params(model: nn.Module, layer: WidthLayer) -> int:
     """Parameters that go with one unit of the layer."""
+    if layer.kind == "modulation":
+        alone = model.get_submodule(layer.name)
+        bias = getattr(alone, "bias", None) is not None
+        return alone.get_parameter("weight").shape[1] + int(bias)
     group = _group(model, layer.group)
     total = 0
     for slot in group.slots:
@@ -135,7 +109,7 @@ def unit_params(model: nn.Module, layer: WidthLayer) -> int:
 
 def _group(model: nn.Module, name: str) -> ChannelGroup:
     flux = isinstance(model, FluxTransformer2DModel)
-    groups = _flux_groups(model) if flux else iter(channel_groups(model))
+    groups = flux_groups(model) if flux else iter(channel_groups(model))
     return next(group for group in groups if group.name == name)
 
 
@@ -152,7 +126,8 @@ def gated(
 
     `gate(name)` gives (units,) for a layer each time that it runs, or None for no gate; it may
     require gradients. Heads are multiplied after softmax times values, before the output
-    projection; neurons after the activation (the product, for GEGLU).
+    projection; neurons after the activation (the product, for GEGLU); modulation outputs as the
+    linear layer gives them, bias included.
     """
 
     def hook(layer: WidthLayer) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
@@ -168,10 +143,26 @@ def gated(
 
         return multiply
 
+    def output_hook(layer: WidthLayer) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def multiply(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+            values = gate(layer.name)
+            if values is None:
+                return None
+            if isinstance(module, Scattered):
+                values = module.placed(values, other=1.0)
+            return output * values.to(output.dtype)
+
+        return multiply
+
     handles = [
         model.get_submodule(reader).register_forward_pre_hook(hook(layer))
         for layer in layers
         for reader in layer.readers
+    ]
+    handles += [
+        model.get_submodule(layer.name).register_forward_hook(output_hook(layer))
+        for layer in layers
+        if layer.kind == "modulation"
     ]
     try:
         yield
@@ -220,7 +211,7 @@ class Silenced(nn.Module):
 
 
 def keep_units(pipe: Pipeline, keep: Mapping[str, list[int]]) -> Pipeline:
-    """Remove all heads and neurons but `keep` (layer name -> sorted unit indices), and record it.
+    """Remove all units but `keep` (layer name -> sorted unit indices), and record it.
 
     Layers that are not named stay whole; an empty list silences the layer.
 
@@ -248,6 +239,8 @@ def cut_units(model: nn.Module, keep: Mapping[str, list[int]]) -> None:
             or not all(0 <= unit < layers[name].units for unit in units)
         ):
             raise ValueError(f"{name}: unit indices must be sorted, unique and in range")
+    outputs = {n: units for n, units in keep.items() if layers[n].kind == "modulation"}
+    keep = {name: units for name, units in keep.items() if name not in outputs}
     empty = sorted(name for name, units in keep.items() if not units)
     channels = {
         layers[name].group: _channels(layers[name], units)
@@ -255,7 +248,8 @@ def cut_units(model: nn.Module, keep: Mapping[str, list[int]]) -> None:
         if len(units) < layers[name].units
     }
     if isinstance(model, FluxTransformer2DModel):
-        _cut_flux(model, channels)
+        cut_flux(model, channels)
+        scatter(model, {n: kept for n, kept in outputs.items() if len(kept) < layers[n].units})
         empty = [name for name in empty if not name.endswith(".proj_mlp")]  # an empty layer now
     else:
         cut_channels(model, {name: kept for name, kept in channels.items() if kept}, "whole")
@@ -265,35 +259,6 @@ def cut_units(model: nn.Module, keep: Mapping[str, list[int]]) -> None:
 def _channels(layer: WidthLayer, units: list[int]) -> list[int]:
     each = layer.channels // layer.units
     return [unit * each + offset for unit in units for offset in range(each)]
-
-
-def _cut_flux(model: nn.Module, channels: Mapping[str, list[int]]) -> None:
-    """Slice every linear layer of FLUX that holds one of these channel groups."""
-    gone: dict[tuple[str, str], set[int]] = {}
-    for group in _flux_groups(model):
-        lost = set(range(group.size)) - set(channels.get(group.name, range(group.size)))
-        for slot in group.slots:
-            gone.setdefault((slot.module, slot.axis), set()).update(slot.start + i for i in lost)
-    for (module, axis), lost in gone.items():
-        layer = model.get_submodule(module)
-        assert isinstance(layer, nn.Linear)
-        if lost:
-            _slice(layer, axis, lost)
-    for block in model.modules():
-        if isinstance(block, FluxAttention):
-            block.inner_dim = block.to_q.out_features
-            block.heads = block.inner_dim // block.head_dim
-
-
-def _slice(layer: nn.Linear, axis: str, gone: set[int]) -> None:
-    dim, names = (1, ("weight",)) if axis == "in" else (0, ("weight", "bias"))
-    kept = [index for index in range(layer.weight.shape[dim]) if index not in gone]
-    for name in names:
-        old = getattr(layer, name)
-        if old is not None:
-            index = torch.tensor(kept, dtype=torch.long, device=old.device)
-            setattr(layer, name, nn.Parameter(old.index_select(dim, index), old.requires_grad))
-    layer.out_features, layer.in_features = layer.weight.shape
 
 
 @torch.no_grad()
