@@ -19,9 +19,14 @@ the lowest are cut. The two official programs differ, `variant` selects:
 Counts follow the official rule: int arithmetic inside every GroupNorm group, which makes ratio
 0.3 remove 25 % of 128, 256 and 512 channels. `rule="whole"` cuts whole groups instead.
 
+The other criteria of ddpm_prune.py are methods of their own, cut to the same widths: its "taylor"
+is `taylor`, its "magnitude" `magnitude` (p = 1 or 2), its "random" `random_pruning` and its
+"reinit" `random_pruning` with reinit.
+
 Differs from the paper in: the base and its data; `stride` can skip timesteps to save time
-(1 is the paper's); the pruned model is saved as data, not pickled. Fine-tuning is the recipe step
-`finetune`, shared by all methods.
+(1 is the paper's); timesteps of a batch below `images_per_pass` share a forward pass, which leaves
+the sum of gradients as it is; the pruned model is saved as data, not pickled. Fine-tuning is the
+recipe step `finetune`, shared by all methods.
 
 Expect: `python -m methods run diff_pruning finetune --task fashion_unet` prunes, retrains and
 measures; times, cost and scores with their spread stand in the results table.
@@ -63,6 +68,7 @@ class Config:
     rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
     order: Order = "sequential"  # as the official code, or all scores first ("one-shot")
     precision: Literal["fp32", "bf16"] = "fp32"  # of the model while gradients are taken
+    images_per_pass: int = 128  # timesteps of smaller batches share a pass up to so many images
 
 
 SCORES = {
@@ -104,6 +110,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         include_last=config.variant == "diffusers",
         sum_pixels=config.variant == "ddpm_exp",
         precision=config.precision,
+        images_per_pass=config.images_per_pass,
     )
     keep = choose(
         pipe.denoiser, SCORES[config.variant], widths, rule=config.rule, order=config.order

@@ -6,7 +6,8 @@ the denoising loss are added up over all timesteps, g = sum_t dL_t/dw; a slice's
 |sum w g|, the absolute value of the sum, as the authors' program has it ("multivariable"): terms
 of opposite sign cancel inside a slice. Diff-Pruning adds |w g| instead and stops early.
 
-Differs from the program in: `stride` can skip timesteps (1 is theirs).
+Differs from the program in: `stride` can skip timesteps (1 is theirs); timesteps of small batches
+share a forward pass.
 
 Expect: as `diff_pruning` with threshold 0, at the same cost.
 """
@@ -45,6 +46,7 @@ class Config:
     rule: Rule = "within"  # equal counts inside GroupNorm groups, or "whole" groups
     order: Order = "sequential"  # as the official code, or all scores first ("one-shot")
     precision: Literal["fp32", "bf16"] = "fp32"  # of the model while gradients are taken
+    images_per_pass: int = 128  # timesteps of smaller batches share a pass up to so many images
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
@@ -65,6 +67,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         threshold=0.0,
         stride=config.stride,
         precision=config.precision,
+        images_per_pass=config.images_per_pass,
     )
     keep = choose(pipe.denoiser, SCORE, widths, rule=config.rule, order=config.order)
     pipe.denoiser.zero_grad(set_to_none=True)
