@@ -72,8 +72,14 @@ def clean_and_noise(
 def ddim_step(
     scheduler: DDIMScheduler, answer: Tensor, x_t: Tensor, t: Tensor, t_next: Tensor
 ) -> Tensor:
-    """DDIM from t to t_next without noise or clipping (Song et al. 2021, Eq. 12, sigma = 0)."""
+    """DDIM from t to t_next without noise (Song et al. 2021, Eq. 12, sigma = 0).
+
+    The clean image is clipped where the scheduler clips it, as diffusers does when it samples.
+    """
     x0, eps = clean_and_noise(scheduler, answer, x_t, t)
+    if scheduler.config.clip_sample:
+        limit = float(scheduler.config.clip_sample_range)
+        x0 = x0.clamp(-limit, limit)
     alpha, sigma = alpha_sigma(scheduler, t_next)
     return alpha * x0 + sigma * eps
 

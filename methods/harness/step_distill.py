@@ -20,8 +20,17 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from .denoise import Condition, alpha_sigma, clean_and_noise, ddim_step, guided, ladder
-from .pipeline import NoisedBatch, seeded
+from .denoise import (
+    Condition,
+    alpha_sigma,
+    clean_and_noise,
+    ddim_step,
+    guided,
+    halves,
+    ladder,
+    predict,
+)
+from .pipeline import NoisedBatch, noised, seeded
 
 
 @dataclass(frozen=True)
@@ -99,47 +108,45 @@ class StepDistillation:
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
         draw = seeded(self.seed, f"step_distill/{self.steps}/{self.calls}")
         self.calls += 1
-        w = 1.0
-        if float(torch.rand((), generator=draw)) < self.probability:
-            w = self.w_low + (self.w_high - self.w_low) * float(torch.rand((), generator=draw))
+        w = self.guidance(draw)
         chosen = torch.randint(len(self.ladder), (len(batch.x0),), generator=draw)
         table = torch.tensor([(r.t, *r.stops, r.t_end) for r in self.ladder])[chosen]
         t, *path = table.to(batch.x0.device).unbind(dim=1)
-        z = self.scheduler.add_noise(batch.x0, batch.noise, t)
-        null = self.null(len(z))
+        start = noised(self.scheduler, batch.x0, batch.noise, t)
+        z, null = start.x_t, self.null(len(batch.x0))
         with torch.no_grad():
             z_end, now = z, t
             for after in path:
-                z_end = self._teacher_step(z_end, now, after, batch.condition, null, w)
+                answer = guided(self.teacher, z_end, now, batch.condition, null, w).to(z.dtype)
+                z_end = ddim_step(self.scheduler, answer, z_end, now, after)
                 now = after
             target = clean_target(self.scheduler, z, z_end, t, now)
-        answer = guided(model, z, t, batch.condition, null, w).float()
+        answer, plain = _answers(model, z, t, batch.condition, null, w)
         clean, _ = clean_and_noise(self.scheduler, answer, z, t)
         weight = truncated_snr(self.scheduler, t)
         loss = (weight * (clean - target).square()).mean()
         if not self.original:
             return loss
-        plain = answer if w == 1.0 else guided(model, z, t, batch.condition, null, 1.0).float()
-        alpha, sigma = alpha_sigma(self.scheduler, t)
-        wanted = _target(self.scheduler, batch.x0, batch.noise, alpha, sigma)
-        original = (plain - wanted).square().mean()
+        original = (plain - start.target).square().mean()
         scale = (loss / original.clamp_min(1e-12)).detach()
         return loss + self.original * scale * original
 
-    def _teacher_step(
-        self, z: Tensor, t: Tensor, after: Tensor, condition: Condition, null: Condition, w: float
-    ) -> Tensor:
-        answer = guided(self.teacher, z, t, condition, null, w).float()
-        return ddim_step(self.scheduler, answer, z, t, after)
+    def guidance(self, draw: torch.Generator) -> float:
+        """w of one iteration, for all of its answers: 1, or with probability p from the range."""
+        if float(torch.rand((), generator=draw)) >= self.probability:
+            return 1.0
+        return self.w_low + (self.w_high - self.w_low) * float(torch.rand((), generator=draw))
 
 
-def _target(
-    scheduler: DDIMScheduler, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor
-) -> Tensor:
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    return alpha * noise - sigma * x0 if kind == "v_prediction" else x0
+def _answers(
+    model: nn.Module, z: Tensor, t: Tensor, condition: Condition, null: Condition, w: float
+) -> tuple[Tensor, Tensor]:
+    """(guided answer, plain answer), both from one pass, in the precision of z."""
+    if w == 1.0 or not condition:
+        plain = predict(model, z, t, condition).to(z.dtype)
+        return plain, plain
+    unconditional, plain = (part.to(z.dtype) for part in halves(model, z, t, condition, null))
+    return unconditional + w * (plain - unconditional), plain
 
 
 def halvings(start: int, end: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from methods.harness import step_distill, zoo
-from methods.harness.denoise import clean_and_noise, ddim_step, predict
-from methods.harness.pipeline import NoisedBatch
+from methods.harness.denoise import clean_and_noise, ddim_step, guided, ladder, predict
+from methods.harness.pipeline import NoisedBatch, seeded
 from tests.harness import tiny
 
 
@@ -89,6 +90,129 @@ def test_an_oracle_has_no_loss(steps, stride):
     own = float(loss(pipe.denoiser, batch(pipe)).detach())
     assert float(loss(oracle, batch(pipe))) <= 1e-6 * max(own, 1.0)
     assert own > 1e-4
+
+
+class Recorded(nn.Module):
+    """The model inside, with the timesteps that it was asked at."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.times = model, []
+
+    def forward(self, x, timestep, **rest):
+        self.times.append(timestep)
+        return self.model(x, timestep=timestep, **rest)
+
+
+def in_float64(kind="dit"):
+    pipe = tiny.conditional(kind)
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=100)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    pipe = replace(pipe, denoiser=pipe.denoiser.double(), scheduler=scheduler)
+    around = batch(pipe)
+    return pipe, replace(around, x0=around.x0.double(), noise=around.noise.double())
+
+
+@pytest.mark.parametrize("w", [1.0, 7.5])
+def test_the_loss_is_the_equations_in_float64(w):
+    """Eq. 6, 7, 9, 10 and 11 written out for one image at a time."""
+    pipe, examples = in_float64()
+    student = tiny.dit(seed=3).double()
+    settings = {"probability": float(w != 1.0), "w_low": w, "w_high": w, "original": 0.2}
+    loss = objective(pipe, **settings)
+    seen = Recorded(student)
+    found = float(loss(seen, examples).detach())
+    middles = {rung.t: (rung.stops[0], rung.t_end) for rung in loss.ladder}
+    condition, null = examples.condition["class_labels"], torch.tensor([10])
+
+    def alpha_sigma(t):
+        product = 1.0 if t < 0 else float(pipe.scheduler.alphas_cumprod[t])
+        return math.sqrt(product), math.sqrt(1 - product)
+
+    def answers(model, z, t, label):
+        """(guided, plain) v of one image."""
+        with torch.no_grad():
+            cond, none = (
+                model(z, timestep=torch.tensor([t]), class_labels=c, return_dict=False)[0]
+                for c in (label, null)
+            )
+        return w * cond - (w - 1) * none, cond
+
+    distilled, original = [], []
+    for k, t in enumerate(int(t) for t in seen.times[0][: len(examples.x0)]):
+        middle, end = middles[t]
+        x, noise = examples.x0[k : k + 1], examples.noise[k : k + 1]
+        (a, s), (a1, s1), (a2, s2) = (alpha_sigma(i) for i in (t, middle, end))
+        z = a * x + s * noise
+        v, _ = answers(pipe.denoiser, z, t, condition[k : k + 1])
+        z1 = a1 * (a * z - s * v) + s1 * (s * z + a * v)
+        v, _ = answers(pipe.denoiser, z1, middle, condition[k : k + 1])
+        z2 = a2 * (a1 * z1 - s1 * v) + s2 * (s1 * z1 + a1 * v)
+        clean = (z2 - s2 / s * z) / (a2 - s2 / s * a)
+        v, plain = answers(student, z, t, condition[k : k + 1])
+        error = (a * z - s * v - clean).square().mean()
+        distilled.append(max(a * a / (s * s), 1.0) * float(error))
+        original.append(float((plain - (a * noise - s * x)).square().mean()))
+    value, plain = (sum(part) / len(part) for part in (distilled, original))
+    expected = value + 0.2 * (value / plain) * plain
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_guided_oracle_has_no_loss():
+    """A student whose every answer lands where the guided teacher lands, in float64."""
+    pipe, examples = in_float64()
+    w = 5.0
+    loss = objective(pipe, probability=1.0, w_low=w, w_high=w)
+
+    class Guided(nn.Module):
+        def forward(self, x, timestep, return_dict=False, **condition):
+            null = {k: torch.full_like(v, 10) for k, v in condition.items()}
+            return (guided(pipe.denoiser, x, timestep, condition, null, w),)
+
+    inner = Oracle(Guided(), pipe.scheduler, loss.ladder)
+
+    class Student(nn.Module):
+        """The empty half has to give the same, so that guidance leaves it as it is."""
+
+        def forward(self, x, timestep, return_dict=False, class_labels=None):
+            asked = class_labels[len(class_labels) // 2 :].repeat(2)
+            return inner(x, timestep, class_labels=asked)
+
+    own = float(loss(pipe.denoiser, examples).detach())
+    again = replace(loss, calls=0)
+    assert float(again(Student(), examples)) <= 1e-18 < 1e-4 < own
+
+
+def test_w_is_drawn_once_an_iteration_with_probability_p():
+    loss = objective(tiny.conditional("dit"), probability=0.1)
+    drawn = [loss.guidance(seeded(k, "w")) for k in range(4000)]
+    guided_ones = [w for w in drawn if w != 1.0]
+    assert len(guided_ones) / 4000 == pytest.approx(0.1, abs=0.015)
+    assert 2.0 <= min(guided_ones) < 2.5 and 13.5 < max(guided_ones) <= 14.0
+    assert sum(guided_ones) / len(guided_ones) == pytest.approx(8.0, abs=0.6)
+    assert {objective(tiny.conditional("dit")).guidance(seeded(k, "w")) for k in range(50)} == {1.0}
+
+
+def test_a_guided_iteration_asks_the_student_once():
+    """Guided and plain answers come from one pass over both halves."""
+    pipe = tiny.conditional("t2i")
+    student = Recorded(tiny.text_unet(seed=3))
+    objective(pipe, probability=1.0, original=0.2)(student, batch(pipe))
+    assert [len(times) for times in student.times] == [8]
+
+
+def test_the_teacher_steps_as_diffusers_samples_it():
+    """Also where the scheduler clips the clean image, as on pixels."""
+    for clip in (False, True):
+        scheduler = zoo.cosine_scheduler(num_train_timesteps=100, clip_sample=clip)
+        scheduler.set_timesteps(10)
+        draw = torch.Generator().manual_seed(3)
+        z, v = (3 * torch.randn(2, 1, 4, 4, generator=draw) for _ in range(2))
+        for t, after in ladder(scheduler, 10):
+            expected = scheduler.step(v, t, z, eta=0.0).prev_sample
+            found = ddim_step(scheduler, v, z, torch.tensor([t, t]), torch.tensor([after, after]))
+            assert (found - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
 
 
 def test_the_original_loss_is_rescaled_to_the_distillation_loss():
