@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from methods import diff_pruning
+from methods.harness import zoo
 from methods.harness.channels import channel_groups
+from methods.harness.checkpoint import load_pruned, save_pruned
 from methods.harness.gradients import accumulate_gradients
 from methods.harness.pipeline import Examples, Pipeline
+from methods.harness.sample import sample
 from tests.harness import tiny
 
 
@@ -214,6 +217,32 @@ def test_planted_redundancy_is_found():
         if name in notes["keep"]:
             assert not set(planted) & set(notes["keep"][name]), name
     assert any(name in notes["keep"] for name in dead)
+
+
+@pytest.mark.slow
+def test_the_whole_path_on_ddpm_cifar10(tmp_path):
+    """The published size from the published ratio: score, cut, save, reload, sample."""
+    torch.manual_seed(0)
+    dense = zoo.ARCHITECTURES["ddpm_cifar10"].build().eval()
+    assert sum(p.numel() for p in dense.parameters()) == 35_746_307
+    pipe = Pipeline(dense, zoo.ddpm_scheduler(), steps=3)
+    around = tiny.task(pipe)
+    config = diff_pruning.Config(ratio=0.3, batch_size=2, stride=250, threshold=0.0)
+    pruned, notes = diff_pruning.compress(pipe.private_copy(), around, config)
+    assert sum(p.numel() for p in pruned.denoiser.parameters()) == 19_851_157
+    assert len(notes["losses"]) == 4
+
+    save_pruned(pruned, tmp_path / "model", "ddpm_cifar10", notes)
+    back = load_pruned(tmp_path / "model")
+    before, after = pruned.denoiser.state_dict(), back.denoiser.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    noise = around.noise(2, "test")
+    images = sample(pruned, noise, 3, precision="fp32")
+    assert images.shape == (2, 3, 32, 32) and images.std() > 0
+    assert torch.equal(sample(back, noise, 3, precision="fp32"), images)
+    assert not torch.equal(sample(pipe, noise, 3, precision="fp32"), images)
 
 
 @pytest.mark.parametrize(
