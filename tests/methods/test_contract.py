@@ -76,6 +76,23 @@ CASES = {
             "distill_steps": 2,
         },
     ),
+    "smaller_faster_sd": (
+        "smaller_faster_sd",
+        {
+            "params": 0.7,
+            "judged": 2,
+            "batch_size": 4,
+            "retrain_steps": 2,
+            "probability": 0.5,
+            "steps": 5,
+            "from_steps": 12,
+            "distill_steps": 2,
+        },
+    ),
+    "smaller_faster_sd_steps_only": (
+        "smaller_faster_sd",
+        {"params": None, "batch_size": 4, "retrain_steps": 0, "steps": 5, "distill_steps": 1},
+    ),
     "sparsedm": ("sparsedm", {"steps": 2, "batch_size": 4}),
     "sparsedm_progressive": (
         "sparsedm",
