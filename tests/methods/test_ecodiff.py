@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods import ecodiff
-from methods.harness.width import WidthLayer, gated, width_layers
+from methods.harness.width import WidthLayer, gated, keep_units, width_layers
 from tests.harness import tiny
 
 
@@ -24,11 +24,41 @@ def test_gate_by_hand():
 
 
 def test_penalties_by_hand():
-    lambdas = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3.0])}
-    assert float(ecodiff.penalty(lambdas, "l1")) == pytest.approx((1.5 + 3.0) / 2)
+    layers = [layer("a", "heads", 2), layer("b", "heads", 1), layer("f", "neurons", 2)]
+    lambdas = {
+        "a": torch.tensor([1.0, -2.0]),
+        "b": torch.tensor([3.0]),
+        "f": torch.tensor([-4.0, 5.0]),
+    }
+    values = (1.0, -2.0, 3.0, -4.0, 5.0)
+    # Heads: mean over two layers of 3/2 and 3; neurons: one layer of 9/2.
+    assert float(ecodiff.penalty(layers, lambdas, "l1")) == pytest.approx(2.25 + 4.5)
+    assert float(ecodiff.penalty(layers[:2], lambdas, "l1")) == pytest.approx(2.25)
+    a, minus, b, c, d = (1 / (1 + math.exp(-(0.4 * v + 1))) for v in values)
+    expected = ((a + minus) / 2 + b) / 2 + (c + d) / 2
+    assert float(ecodiff.penalty(layers, lambdas, "l1_sigmoid")) == pytest.approx(expected)
     shift = 0.83 * math.log(0.1 / 1.1)
-    expected = sum(1 / (1 + math.exp(-(v - shift))) for v in (1.0, -2.0, 3.0))
-    assert float(ecodiff.penalty(lambdas, "l0")) == pytest.approx(expected, rel=1e-6)
+    expected = sum(1 / (1 + math.exp(-(v - shift))) for v in values)
+    assert float(ecodiff.penalty(layers, lambdas, "l0")) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("regulariser", "slope"),
+    [
+        ("l1", 1 / 4),  # sign / (layers of the kind * units)
+        ("l1_sigmoid", 0.4 * math.exp(-1.4) / (1 + math.exp(-1.4)) ** 2 / 4),
+        ("l0", None),
+    ],
+)
+def test_slopes_of_the_penalties_by_hand(regulariser, slope):
+    """At lambda = 1 in one of two layers of two heads."""
+    layers = [layer("a", "heads", 2), layer("b", "heads", 2)]
+    lambdas = {name: torch.ones(2, requires_grad=True) for name in ("a", "b")}
+    ecodiff.penalty(layers, lambdas, regulariser).backward()
+    if slope is None:  # s (1 - s), where s is the chance that the gate is open
+        s = 1 / (1 + math.exp(-(1.0 - 0.83 * math.log(0.1 / 1.1))))
+        slope = s * (1 - s)
+    assert lambdas["a"].grad.tolist() == pytest.approx([slope, slope], rel=1e-5)
 
 
 def test_expected_l0_is_the_chance_of_an_open_gate():
@@ -36,7 +66,9 @@ def test_expected_l0_is_the_chance_of_an_open_gate():
     u = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
     lambdas = torch.full((200_000,), -1.0)
     share = float((ecodiff.hard_concrete(lambdas, u, 1e-9) > 0).float().mean())
-    assert share == pytest.approx(float(ecodiff.penalty({"a": lambdas[:1]}, "l0")), abs=5e-3)
+    assert share == pytest.approx(
+        float(ecodiff.penalty([layer("a", "heads", 1)], {"a": lambdas[:1]}, "l0")), abs=5e-3
+    )
 
 
 def test_local_and_global_choice():
@@ -107,8 +139,67 @@ def test_planted_redundancy_is_found():
 def test_requests():
     model = tiny.dit()
     layers = width_layers(model)
-    assert ecodiff.requested_ratio(model, layers, ecodiff.Config(params=1.0)) == 0
+    lambdas = {n.name: torch.zeros(n.units) for n in layers}
+    assert ecodiff.choose(model, layers, lambdas, ecodiff.Config(params=1.0))[0] == 0
     with pytest.raises(ValueError, match="without all heads and neurons"):
-        ecodiff.requested_ratio(model, layers, ecodiff.Config(params=0.05))
+        ecodiff.check_request(model, layers, ecodiff.Config(params=0.05))
     with pytest.raises(ValueError, match="give either ratio"):
-        ecodiff.requested_ratio(model, layers, ecodiff.Config())
+        ecodiff.check_request(model, layers, ecodiff.Config())
+    with pytest.raises(ValueError, match="round_to must be at least 1"):
+        ecodiff.check_request(model, layers, ecodiff.Config(ratio=0.5, round_to=0))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("params", [0.95, 0.8, 0.7])
+def test_a_budget_is_met_and_no_smaller_ratio_meets_it(scope, round_to, params):
+    """Whatever the ranking is: global ranks remove unlike numbers of heads from layers."""
+    pipe = tiny.conditional("t2i")
+    layers = width_layers(pipe.denoiser)
+    draw = torch.Generator().manual_seed(1)
+    lambdas = {n.name: torch.randn(n.units, generator=draw) for n in layers}
+    config = ecodiff.Config(params=params, scope=scope, round_to=round_to)
+    ratio, keep = ecodiff.choose(pipe.denoiser, layers, lambdas, config)
+    total = sum(p.numel() for p in pipe.denoiser.parameters())
+    small = keep_units(pipe.private_copy(), keep)
+    assert sum(p.numel() for p in small.denoiser.parameters()) <= params * total
+    less = ecodiff.select_units(layers, lambdas, ratio - 0.001, scope, round_to)
+    larger = keep_units(pipe.private_copy(), less)
+    assert sum(p.numel() for p in larger.denoiser.parameters()) > params * total
+    if round_to == 8:
+        for item in layers:
+            count = len(keep[item.name])
+            assert item.kind == "heads" or count % 8 == 0 or count == item.units
+
+
+def test_neurons_are_rounded_up_and_heads_are_not():
+    layers = [layer("f", "neurons", 10), layer("a", "heads", 4)]
+    lambdas = {"f": torch.arange(10.0), "a": torch.arange(4.0)}
+    keep = ecodiff.select_units(layers, lambdas, 0.5, "local", round_to=4)
+    assert keep == {"f": [2, 3, 4, 5, 6, 7, 8, 9], "a": [2, 3]}
+    keep = ecodiff.select_units(layers, lambdas, 0.1, "local", round_to=4)
+    assert keep == {"f": list(range(10)), "a": list(range(4))}
+
+
+def test_learning_rates_by_kind():
+    config = ecodiff.Config(learning_rate=0.5, neuron_rate=0.1)
+    rates = [
+        ecodiff.learning_rate(layer("x", kind, 1), config)
+        for kind in ("heads", "neurons", "modulation")
+    ]
+    assert rates == [0.5, 0.1, 0.5]
+
+
+@pytest.mark.parametrize(("objective", "calls"), [("trajectory", 2), ("step", 2)])
+def test_the_dense_model_runs_once_however_many_epochs(objective, calls):
+    """Denoiser calls: one dense run, then per epoch the gated run and its replay, or, step by
+    step, the dense answer and the gated one."""
+    pipe = tiny.conditional("dit")
+    layers = width_layers(pipe.denoiser)
+    seen = []
+    pipe.denoiser.register_forward_pre_hook(lambda *_: seen.append(1))
+    config = ecodiff.Config(
+        ratio=0.5, prompts=4, epochs=3, batch_size=2, steps=5, objective=objective
+    )
+    ecodiff.learn(pipe, tiny.task(pipe), layers, config)
+    assert len(seen) == 2 * 5 * (1 + calls * 3)
