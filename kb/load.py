@@ -20,7 +20,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from kb.schema import RECORDS, Literature, Paper, Record, Tool, Tutorial
 
-MAX_BYTES = 10 * 1024 * 1024
+# 10,000 entries with their result rows take about 28 MB and 2.2 million nodes.
+MAX_BYTES = 40 * 1024 * 1024
+MAX_NODES = 3_000_000
 MAX_DEPTH = 32
 MAX_ITEMS = 20_000
 MAX_PROBLEMS = 500
@@ -261,7 +263,8 @@ def parse(text: str, file: str) -> Tree:
 
     Raises:
         Unreadable: on broken YAML, aliases, anchors, tags, merge keys, several documents, nesting
-            deeper than `MAX_DEPTH`, collections longer than `MAX_ITEMS`, or keys that are not text.
+            deeper than `MAX_DEPTH`, collections longer than `MAX_ITEMS`, more than `MAX_NODES`
+            keys and values in all, or keys that are not text.
     """
     lines: dict[FieldPath, int] = {}
     raw: dict[FieldPath, str] = {}
@@ -306,7 +309,7 @@ def _build(
     root: list[Any] = []
     top = _Open(root, ())
     stack = [top]
-    documents = 0
+    documents = nodes = 0
     event: Any
     for event in yaml.parse(text, Loader=PARSER):
         kind = type(event)
@@ -323,14 +326,9 @@ def _build(
         if event.anchor is not None or event.tag is not None:
             raise _unwanted(file, event)
         container = top.container
-        if len(container) >= MAX_ITEMS or len(problems) >= MAX_PROBLEMS:
-            raise _refuse(
-                file,
-                line,
-                "too-many",
-                f"more than {MAX_ITEMS} items in one list or {MAX_PROBLEMS} problems up to here",
-                "give the literature file",
-            )
+        nodes += 1
+        if len(container) >= MAX_ITEMS or nodes > MAX_NODES or len(problems) >= MAX_PROBLEMS:
+            raise _too_many(file, line, len(container), nodes)
         is_map = type(container) is dict
         if is_map and top.key is None:
             top.key = key = _key(event, file, line)
@@ -383,6 +381,17 @@ def _build(
 
 _NODES = frozenset({yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent})
 _ENDS = frozenset({yaml.MappingEndEvent, yaml.SequenceEndEvent})
+
+
+def _too_many(file: str, line: int, items: int, nodes: int) -> Unreadable:
+    """Which of the bounds is reached; what follows is not read."""
+    if items >= MAX_ITEMS:
+        message = f"a list or mapping has more than {MAX_ITEMS} items"
+    elif nodes > MAX_NODES:
+        message = f"the file holds more than {MAX_NODES} keys and values"
+    else:
+        message = f"{MAX_PROBLEMS} problems stand above this line"
+    return _refuse(file, line, "too-many", message, "give the literature file")
 
 
 def _unwanted(file: str, event: Any) -> Unreadable:

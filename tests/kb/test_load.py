@@ -10,8 +10,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kb.load
 from kb import write
-from kb.load import MAX_BYTES, Unreadable, decode, load, load_literature, parse, read_text
+from kb.load import (
+    MAX_BYTES,
+    MAX_ITEMS,
+    MAX_NODES,
+    PARSER,
+    Unreadable,
+    decode,
+    load,
+    load_literature,
+    parse,
+    read_text,
+)
 from kb.schema import Paper
 from kb.write import (
     comment_lines,
@@ -21,6 +33,7 @@ from kb.write import (
     insert_entry,
     write_atomically,
 )
+from scripts.bench_kb import generated
 
 ROOT = Path(__file__).parents[2]
 PAPERS = ROOT / "papers.yaml"
@@ -133,6 +146,27 @@ def test_fifty_megabytes_are_not_even_read(tmp_path):
 )
 def test_rubbish_is_not_read_to_its_end(text):
     assert rule_of(parse, text, "f") == "too-many"
+
+
+def test_the_bound_that_is_reached_is_named(monkeypatch):
+    def message(text):
+        with pytest.raises(Unreadable) as caught:
+            parse(text, "f")
+        return caught.value.problem.message
+
+    assert "more than 20000 items" in message("- a\n" * 30000)
+    assert "500 problems" in message("a: [" + "no," * 1000 + "]")
+    monkeypatch.setattr(kb.load, "MAX_NODES", 100)
+    # A list of lists: no list is long, but there are many.
+    assert "more than 100 keys and values" in message("- [a, b, c]\n" * 30)
+
+
+def test_ten_thousand_entries_with_rows_fit():
+    sample = generated(200)
+    nodes = sum(isinstance(e, yaml.NodeEvent) for e in yaml.parse(sample, Loader=PARSER))
+    assert 50 * len(sample.encode()) < MAX_BYTES < 50 * 2**20
+    assert 50 * nodes < MAX_NODES
+    assert MAX_ITEMS > 10_000
 
 
 def test_a_file_just_under_the_limit_of_one_scalar(tmp_path):
