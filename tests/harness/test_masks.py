@@ -60,6 +60,26 @@ def test_long_layers_are_masked_as_short_ones(kind):
         assert torch.equal(removed(scores, Unstructured(ratio)).flatten(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("per", ["layer", "row"])
+def test_other_precisions_are_ranked_exactly(dtype, per):
+    """Half precision is full of ties; none may be decided by a conversion."""
+    scores = draw(40, 30).to(dtype)
+    rows = scores.reshape(1 if per == "layer" else 40, -1)
+    expected = lowest_of(rows, rows.shape[1] // 2).view(40, 30)
+    assert torch.equal(removed(scores, Unstructured(0.5, per)), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.3), Unstructured(0.3, "row"), NOfM(2, 4), NOfM(5, 16)]
+)
+def test_a_gpu_makes_the_masks_of_a_cpu(pattern, ties):
+    scores = draw(600, 512, ties=ties)
+    assert torch.equal(removed(scores.cuda(), pattern).cpu(), removed(scores, pattern))
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (4, 4), (1, 2), (7, 8), (5, 16)])
 @pytest.mark.parametrize("along", ["input", "flattened"])
