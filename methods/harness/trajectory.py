@@ -11,8 +11,9 @@ both times, so whoever calls gives gates as a function of the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from .denoise import Condition, alpha_sigma, guided, ladder
-from .width import WidthLayer, gated
+from .width import WidthLayer, closed, gated
 
 Gates = Mapping[str, Tensor]  # layer name -> (units,)
 
@@ -129,3 +130,66 @@ def checkpointed_backward(
             assert start.grad is not None
             gradient = start.grad
     return float(value.detach())
+
+
+# --- what it costs ---------------------------------------------------------------------------
+
+
+@dataclass
+class Held:
+    """Bytes that autograd holds for a backward pass: now, and at most so far.
+
+    A storage counts once however often it is saved; parameters and what the caller names in
+    `known` (storage addresses) do not count, since they are there anyway.
+    """
+
+    known: frozenset[int] = frozenset()
+    now: int = 0
+    most: int = 0
+    _saved: dict[int, int] = field(default_factory=dict)
+
+    def take(self, tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor, self)
+        place, size = saved.place, tensor.untyped_storage().nbytes()
+        if place not in self.known:
+            self._saved[place] = self._saved.get(place, 0) + 1
+            if self._saved[place] == 1:
+                self.now += size
+                self.most = max(self.most, self.now)
+        return saved
+
+    def give_back(self, saved: _Saved) -> None:
+        if saved.place not in self.known:
+            self._saved[saved.place] -= 1
+            if self._saved[saved.place] == 0:
+                self.now -= saved.tensor.untyped_storage().nbytes()
+
+
+class _Saved:
+    """A tensor in a graph; it tells when the graph lets go of it."""
+
+    def __init__(self, tensor: Tensor, held: Held) -> None:
+        self.tensor = tensor
+        self.place = tensor.untyped_storage().data_ptr()
+        self._held = held
+
+    def __del__(self) -> None:
+        self._held.give_back(self)
+
+
+@contextmanager
+def held_by_autograd(model: nn.Module) -> Iterator[Held]:
+    """Inside, what every graph saves is counted, and given back when the graph is freed."""
+    tensors = [*model.parameters(), *model.buffers()]
+    held = Held(frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors))
+    with torch.autograd.graph.saved_tensors_hooks(held.take, lambda saved: saved.tensor):
+        yield held
+
+
+@torch.no_grad()
+def masked_error(
+    run: Run, x: Tensor, target: Tensor, layers: Sequence[WidthLayer], keep: Mapping[str, list[int]]
+) -> float:
+    """Mean squared error of the last latents (B, C, H, W) to `target` with `keep` alone in use."""
+    gates = closed(layers, keep, x.device)
+    return float((run.latents(x, layers, lambda _: gates)[-1] - target).square().mean())

@@ -107,6 +107,21 @@ def unit_params(model: nn.Module, layer: WidthLayer) -> int:
     return total * (layer.channels // layer.units)
 
 
+@torch.no_grad()
+def unit_norms(model: nn.Module, layer: WidthLayer) -> Tensor:
+    """Euclidean norm of all weights that go with each unit, biases aside: (units,)."""
+    if layer.kind == "modulation":
+        return model.get_submodule(layer.name).get_parameter("weight").float().norm(dim=1)
+    group = _group(model, layer.group)
+    squares = []
+    for slot in group.slots:
+        weight = model.get_submodule(slot.module).get_parameter("weight").float()
+        weight = weight.transpose(0, 1) if slot.axis == "in" else weight
+        rows = weight[slot.start : slot.start + group.size]
+        squares.append(rows.reshape(layer.units, -1).square().sum(dim=1))
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
 def _group(model: nn.Module, name: str) -> ChannelGroup:
     flux = isinstance(model, FluxTransformer2DModel)
     groups = flux_groups(model) if flux else iter(channel_groups(model))
@@ -169,6 +184,18 @@ def gated(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def closed(
+    layers: Iterable[WidthLayer], keep: Mapping[str, list[int]], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Gates that are 1 for the units in `keep` and 0 for all others; as removal, without it."""
+    found = {}
+    for layer in layers:
+        gate = torch.zeros(layer.units, device=device)
+        gate[torch.tensor(keep[layer.name], dtype=torch.long, device=device)] = 1.0
+        found[layer.name] = gate
+    return found
 
 
 # --- removal ---------------------------------------------------------------------------------

@@ -71,27 +71,39 @@ def test_checkpointed_gradients_are_those_of_the_whole_graph(kind):
         assert (values.grad - expected[name]).norm() <= 1e-5 * scale, name
 
 
-def held_bytes(steps):
-    """Most bytes that autograd holds at once while a checkpointed run goes back."""
-    _, run, layers, _, gates, noise = setting("dit", steps)
-    held = {"now": 0, "most": 0}
-
-    def pack(tensor):
-        held["now"] += tensor.numel() * tensor.element_size()
-        held["most"] = max(held["most"], held["now"])
-        return tensor
-
-    def restart(index):
-        held["now"] = 0  # the graph of the step before was freed by its backward pass
-        return gates(index)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trajectory.checkpointed_backward(run, noise, layers, restart, lambda z: z.square().mean())
-    return held["most"]
+def held_bytes(steps, checkpointed=True):
+    """Most bytes that autograd holds at once, with gates that are random in every step."""
+    _, run, layers, lambdas, gates, noise = setting("dit", steps)
+    drawn = gates(0)[layers[0].name]
+    assert not torch.equal(drawn, gates(1)[layers[0].name]) and drawn.unique().numel() > 2
+    with trajectory.held_by_autograd(run.model) as held:
+        if checkpointed:
+            trajectory.checkpointed_backward(run, noise, layers, gates, lambda z: z.square().mean())
+        else:
+            run.latents(noise, layers, gates)[-1].square().mean().backward()
+    assert all(values.grad.abs().sum() > 0 for values in lambdas.values())
+    assert held.now == 0, "a graph was not freed"
+    return held.most
 
 
 def test_held_memory_does_not_grow_with_the_steps():
+    """Nor does what is measured stay still by itself: the whole graph grows with the steps."""
     assert held_bytes(16) < 1.05 * held_bytes(2)
+    assert held_bytes(16, checkpointed=False) > 7 * held_bytes(2, checkpointed=False)
+
+
+def test_held_bytes_by_hand():
+    """exp saves its result of 5 floats, the product both factors, one of which is the same."""
+    x = torch.ones(5, requires_grad=True)
+    with trajectory.held_by_autograd(torch.nn.Linear(1, 1)) as held:
+        y = x.exp()
+        assert held.now == 20
+        z = y * torch.ones(5, requires_grad=True)
+        assert held.now == 40
+        z.sum().backward()
+        del z
+        assert held.now == 0
+    assert held.most == 40
 
 
 def test_multistep_samplers_are_refused():

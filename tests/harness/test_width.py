@@ -338,6 +338,33 @@ def test_unit_params_are_what_removal_saves(kind):
         assert saved == width.unit_params(pipe.denoiser, layer), layer.name
 
 
+def test_unit_norms_by_hand():
+    """One head: its rows of queries, keys and values and its columns of the output projection."""
+    model = tiny.dit()
+    heads, neurons = width.width_layers(model)[:2]
+    attention = model.transformer_blocks[0].attn1
+    rows, total = slice(8, 16), 0.0
+    for layer in (attention.to_q, attention.to_k, attention.to_v):
+        total += float(layer.weight[rows].square().sum())
+    total += float(attention.to_out[0].weight[:, rows].square().sum())
+    assert float(width.unit_norms(model, heads)[1]) == pytest.approx(total**0.5, rel=1e-5)
+    forward = model.transformer_blocks[0].ff.net
+    total = float(forward[0].proj.weight[3].square().sum() + forward[2].weight[:, 3].square().sum())
+    assert float(width.unit_norms(model, neurons)[3]) == pytest.approx(total**0.5, rel=1e-5)
+    geglu = tiny.text_unet()
+    layer = next(n for n in width.width_layers(geglu) if n.kind == "neurons")
+    block = geglu.get_submodule(layer.name).net
+    both = block[0].proj.weight[[2, 2 + layer.units]].square().sum()
+    total = float(both + block[2].weight[:, 2].square().sum())
+    assert float(width.unit_norms(geglu, layer)[2]) == pytest.approx(total**0.5, rel=1e-5)
+
+
+def test_closed_gates_by_hand():
+    layer = next(n for n in width.width_layers(tiny.dit()) if n.kind == "heads")
+    assert width.closed([layer], {layer.name: [0, 2]}, "cpu")[layer.name].tolist() == [1, 0, 1, 0]
+    assert not width.closed([layer], {layer.name: []}, "cpu")[layer.name].any()
+
+
 def test_bad_requests_are_named():
     pipe = tiny.conditional("dit")
     with pytest.raises(ValueError, match="no attention or feed-forward"):
