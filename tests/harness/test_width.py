@@ -338,6 +338,7 @@ def test_unit_params_are_what_removal_saves(kind):
         assert saved == width.unit_params(pipe.denoiser, layer), layer.name
 
 
+@torch.no_grad()
 def test_unit_norms_by_hand():
     """One head: its rows of queries, keys and values and its columns of the output projection."""
     model = tiny.dit()
