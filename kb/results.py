@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1] / "methods" / "results"
 EXPERIMENTS = ROOT / "experiments"
-SAME_SIZE = 0.02  # rows whose MACs differ by at most this fraction of dense are compared
+SAME_SIZE = 0.02  # rows whose size differs by at most this fraction of dense are compared
+# What rows may be equal in; only rows of equal MACs are ranked.
+EQUAL = {"macs_fraction": "MACs", "params_fraction": "parameters"}
 CONFIDENCE = 0.95
 # What a paired comparison is drawn for; lower is better in both.
 COMPARED = ("frechet", "kernel")
@@ -281,7 +283,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
     ("cost_seconds", "cost s", "wall-clock seconds of pruning and retraining, mean over seeds"),
-    ("rank", "rank", "among rows of equal size and retraining; = marks a tie"),
+    ("rank", "rank", "among rows of equal MACs and retraining; = marks a tie"),
 )
 
 
@@ -466,12 +468,12 @@ def _spread(values: Iterable[float]) -> Table:
 
 
 def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list[Table]:
-    """Paired differences of every two rows of equal size and equal retraining."""
+    """Paired differences of every two rows of equal retraining and equal MACs or parameters."""
     found = []
     for index, a in enumerate(rows):
         for b in rows[index + 1 :]:
-            alike = a["optimizer_steps"] == b["optimizer_steps"]
-            if not alike or abs(a["macs_fraction"] - b["macs_fraction"]) > SAME_SIZE:
+            equal = next((what for what in EQUAL if abs(a[what] - b[what]) <= SAME_SIZE), None)
+            if equal is None or a["optimizer_steps"] != b["optimizer_steps"]:
                 continue
             left = {record.seed: record.quality for record in by_slug[a["slug"]]}
             right = {record.seed: record.quality for record in by_slug[b["slug"]]}
@@ -480,7 +482,7 @@ def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> lis
                 continue
             for metric in COMPARED:
                 differences = [getattr(left[s], metric) - getattr(right[s], metric) for s in seeds]
-                found.append(_comparison(a, b, metric, differences, seeds))
+                found.append(_comparison(a, b, metric, differences, seeds) | {"equal": equal})
     return found
 
 
@@ -505,6 +507,7 @@ def _comparison(
         "a_label": a["recipe"],
         "b_label": b["recipe"],
         "macs_fraction": (a["macs_fraction"] + b["macs_fraction"]) / 2,
+        "params_fraction": (a["params_fraction"] + b["params_fraction"]) / 2,
         "optimizer_steps": a["optimizer_steps"],
         "seeds": list(seeds),
         "difference": mean,
@@ -532,7 +535,7 @@ def _rank(rows: Sequence[Table], comparisons: Sequence[Table]) -> None:
     beaten: dict[str, int] = dict.fromkeys(peers, 0)
     tied: dict[str, set[str]] = {row["slug"]: set() for row in rows}
     for pair in comparisons:
-        if pair["metric"] != COMPARED[0]:
+        if pair["metric"] != COMPARED[0] or pair["equal"] != "macs_fraction":
             continue
         a, b = pair["a"], pair["b"]
         peers[a].add(b)
@@ -636,7 +639,7 @@ def claim(pair: Table) -> str:
     if interval:
         numbers += f", {CONFIDENCE:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     numbers += f", n={len(pair['seeds'])}"
-    where = f"At {100 * pair['macs_fraction']:.0f} % MACs"
+    where = f"At {100 * pair[pair['equal']]:.0f} % of {EQUAL[pair['equal']]}"
     if pair["optimizer_steps"]:
         where += f" and {pair['optimizer_steps']} steps of retraining"
     a, b = pair["a_label"], pair["b_label"]

@@ -131,9 +131,13 @@ def compare(
     task: TaskOption,
     methods: Annotated[str | None, typer.Option(help="comma-separated")] = None,
     macs: Annotated[str | None, typer.Option(help="MACs left: 0.75,0.5")] = None,
+    params: Annotated[
+        str | None, typer.Option(help="parameters left, of layers, heads and neurons: 0.75,0.5")
+    ] = None,
     ratios: Annotated[str | None, typer.Option(help="channels removed: 0.3,0.5")] = None,
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
     finetune_steps: Annotated[str, typer.Option(help="optimizer steps: 0,150")] = "0",
+    recovery: Annotated[str, typer.Option(help="finetune or distill")] = "finetune",
     assignments: SetOption = None,
     model: ModelOption = None,
     out: OutOption = None,
@@ -148,13 +152,17 @@ def compare(
 ) -> None:
     """Run methods at several sizes and seeds; what is on disk already is not run again."""
     with usage_errors():
-        if quick and (macs or ratios or methods or seeds != "0" or finetune_steps != "0"):
+        if quick and (macs or params or ratios or methods or seeds != "0" or finetune_steps != "0"):
             raise ValueError("--quick fixes methods, sizes, seeds and retraining: leave them out")
         if not quick and methods is None:
             raise ValueError(f"--methods: name some of {', '.join(registry.names())}")
         names = tuple((methods or "").split(",")) if methods else ()
         registry.check_task(task, names)
-        sizes = (numbers("--macs", macs, float), numbers("--ratios", ratios, float))
+        sizes = (
+            numbers("--macs", macs, float),
+            numbers("--params", params, float),
+            numbers("--ratios", ratios, float),
+        )
         seed_list = numbers("--seeds", seeds, int)
         budgets = numbers("--finetune-steps", finetune_steps, int)
     from methods.harness import compare as harness
@@ -168,7 +176,9 @@ def compare(
         sweep = (
             harness.quick_sweep(task)
             if quick
-            else harness.Sweep(task, names, *sizes, seed_list, budgets, tuple(assignments or ()))
+            else harness.Sweep(
+                task, names, *sizes, seed_list, budgets, recovery, tuple(assignments or ())
+            )
         )
         if quick and assignments:
             raise ValueError("--quick fixes the settings: leave --set out")

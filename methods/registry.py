@@ -28,7 +28,6 @@ _EXPERIMENT_CARD = {"methods", "task", "bar", "source"}
 _SCALARS = ("int", "float", "bool", "str")
 # The two requests that all channel methods share; other limits are each method's own.
 _RANGES = {"ratio": ("[0, 1)", 0.0, 1.0), "macs": ("(0, 1]", 0.0, 1.0)}
-_RETRAINING = "finetune"
 
 Settings = dict[str, Any]
 
@@ -356,11 +355,6 @@ def arguments(recipe: Recipe) -> list[str]:
                 shown = f"{value:.12g}" if isinstance(value, float) else str(value)
                 words += ["--set", f"{stage.method}.{key}={shown}"]
     return words
-
-
-def retraining(steps: int) -> Stage:
-    """The recovery stage that comparisons put behind a method."""
-    return Stage.of(_RETRAINING, steps=steps)
 
 
 # --- reading the source ----------------------------------------------------------------------

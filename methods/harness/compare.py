@@ -59,9 +59,11 @@ class Sweep:
     task: str
     methods: tuple[str, ...]
     macs: tuple[float, ...] = ()  # MACs left, (0, 1]
+    params: tuple[float, ...] = ()  # parameters left, (0, 1], of methods that are not asked by MACs
     ratios: tuple[float, ...] = ()  # channels removed, [0, 1)
     seeds: tuple[int, ...] = (0,)
     finetune_steps: tuple[int, ...] = (0,)  # optimizer steps; 0: no retraining
+    recovery: str = "finetune"  # the retraining behind every method, or distill
     assignments: tuple[str, ...] = ()  # METHOD.KEY=VALUE, applied wherever the method occurs
 
     def recipes(self) -> tuple[Recipe, ...]:
@@ -75,10 +77,15 @@ class Sweep:
         if any(steps < 0 for steps in self.finetune_steps) or not self.finetune_steps:
             raise ValueError("--finetune-steps: whole numbers from 0 on")
         subjects = [name for name in dict.fromkeys(self.methods) if name != "dense"]
-        changes = registry.parse_assignments(self.assignments, [*subjects, "dense", "finetune"])
+        recoveries = [m.name for m in registry.methods() if m.card.get("role") == "recovery"]
+        if self.recovery not in recoveries:
+            raise ValueError(
+                registry.unknown(f"--recovery {self.recovery!r}", self.recovery, recoveries)
+            )
+        changes = registry.parse_assignments(self.assignments, [*subjects, "dense", self.recovery])
         found: list[Recipe] = [(Stage.of("dense"),)]
         for name in subjects:
-            if registry.describe(name).card.get("role") == "recovery":
+            if name in recoveries:
                 raise ValueError(f"{name} retrains what another method pruned: --finetune-steps")
             for stage in self._sizes(name, changes.get(name, {})):
                 for steps in self.finetune_steps:
@@ -87,18 +94,27 @@ class Sweep:
         return tuple(found)
 
     def _sizes(self, name: str, changes: registry.Settings) -> list[Stage]:
-        fields = set(registry.describe(name).defaults)
-        if not {"macs", "ratio"} <= fields or changes.keys() & {"macs", "ratio"}:
+        """One stage for each size asked for, in the method's own currency.
+
+        Channels are asked by MACs, layers, heads and neurons by parameters, both by ratio. A method
+        of one size (fixed lists, sparsity in dense tensors) runs once, as it is set.
+        """
+        defaults = registry.describe(name).defaults
+        currency = next((key for key in ("macs", "params") if key in defaults), None)
+        if currency is None or changes.keys() & {"macs", "params", "ratio"}:
             return [Stage.of(name, **changes)]
-        sizes = [{"macs": m} for m in self.macs] + [{"ratio": r} for r in self.ratios]
-        if not sizes:
-            raise ValueError(f"{name} needs a size: give --macs 0.75,0.5 or --ratios 0.3")
-        return [Stage.of(name, **(changes | size)) for size in sizes]
+        sizes: list[registry.Settings]
+        sizes = [{currency: size} for size in (self.macs if currency == "macs" else self.params)]
+        if "ratio" in defaults:
+            sizes += [{"ratio": r} for r in self.ratios]
+            if not sizes:
+                raise ValueError(f"{name} needs a size: give --{currency} 0.75,0.5 or --ratios 0.3")
+        return [Stage.of(name, **(changes | size)) for size in sizes or [{}]]
 
     def _retraining(self, steps: int, changes: dict[str, registry.Settings]) -> tuple[Stage, ...]:
         if steps == 0:
             return ()
-        return (Stage.of("finetune", **(changes.get("finetune", {}) | {"steps": steps})),)
+        return (Stage.of(self.recovery, **(changes.get(self.recovery, {}) | {"steps": steps})),)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,21 @@ def test_a_sweep_is_methods_by_sizes_by_retraining_and_the_dense_model() -> None
     slugs = [registry.slug(recipe) for recipe in sweep.recipes()]
     assert len(slugs) == len(set(slugs)) == 1 + 2 * 3 * 2
     assert slugs[0] == "dense" and "magnitude-ratio0.3+finetune-steps9" in slugs
+    by_layers = Sweep(
+        TASK,
+        ("magnitude", "uniform_depth"),
+        macs=(0.6,),
+        params=(0.7,),
+        finetune_steps=(0, 9),
+        recovery="distill",
+    )
+    assert [registry.slug(recipe) for recipe in by_layers.recipes()] == [
+        "dense",
+        "magnitude-macs0.6",
+        "magnitude-macs0.6+distill-steps9",
+        "uniform_depth-params0.7",
+        "uniform_depth-params0.7+distill-steps9",
+    ]
     by_weight = Sweep(TASK, ("magnitude",), assignments=("magnitude.ratio=0.5",))
     assert [registry.slug(r) for r in by_weight.recipes()] == ["dense", "magnitude-ratio0.5"]
 
@@ -78,6 +93,7 @@ def test_a_sweep_is_methods_by_sizes_by_retraining_and_the_dense_model() -> None
         ({"finetune_steps": (-1,)}, "--finetune-steps"),
         ({"assignments": ("magnitude.q=1",)}, "unknown setting magnitude.q"),
         ({"task": "fashion"}, "unknown task"),
+        ({"recovery": "magnitude"}, "valid: distill, finetune"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -18,7 +18,8 @@ def record(
     method: str = "magnitude", seed: int = 0, frechet: float = 100.0, steps: int = 0, **more: Any
 ) -> dict[str, Any]:
     macs = more.get("macs", 750)
-    size = {"params": 80, "nonzero_params": 80, "weight_bytes": 320, "macs": macs}
+    params = more.get("params", 80)
+    size = {"params": params, "nonzero_params": params, "weight_bytes": 4 * params, "macs": macs}
     size["macs_with_attention"] = macs + 10
     dense = {"params": 100, "nonzero_params": 100, "weight_bytes": 400, "macs": 1000}
     dense["macs_with_attention"] = 1010
@@ -139,8 +140,18 @@ def test_one_seed_claims_no_order(tmp_path: Path) -> None:
 
 
 def test_unequal_sizes_or_retraining_are_not_compared(tmp_path: Path) -> None:
-    small = record("diff_pruning", macs=500)
+    small = record("diff_pruning", macs=500, params=50)
     assert table_of(tmp_path, record(), small, record("random", steps=5))["comparisons"] == []
+
+
+def test_rows_of_equal_parameters_are_compared_but_not_ranked(tmp_path: Path) -> None:
+    layers = [record("laptop_diff", seed, 100.0 + seed, macs=900) for seed in (0, 1)]
+    blocks = [record("bk_sdm", seed, 200.0 + 2 * seed, macs=600) for seed in (0, 1)]
+    table = table_of(tmp_path, *layers, *blocks)
+    (pair,) = [p for p in table["comparisons"] if p["metric"] == "frechet"]
+    assert pair["equal"] == "params_fraction"
+    assert {row["rank"] for row in table["rows"]} == {None}
+    assert results.claim(pair).startswith("At 80 % of parameters, by Fréchet distance:")
 
 
 def test_no_speed_gain_is_flagged(tmp_path: Path) -> None:
