@@ -54,7 +54,6 @@ kb: setup
 
 site: setup
 	$(RUN) scripts/render.py --site
-	$(RUN) scripts/export.py build/site-src/data
 	$(RUN) -m mkdocs build --quiet --strict
 
 clean:

@@ -9,15 +9,13 @@ import csv
 import hashlib
 import io
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 from xml.sax.saxutils import escape, quoteattr
 
+from kb.files import replace_file as replace_file
 from kb.schema import (
     SCHEMA_VERSION,
     Literature,
@@ -529,21 +527,3 @@ def exports(literature: Literature, repository: str) -> dict[str, bytes]:
         "llms.txt": llms_txt(literature),
     }
     return {**files, "datapackage.json": datapackage(literature, files)}
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

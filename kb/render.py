@@ -10,8 +10,6 @@ import ast
 import io
 import json
 import re
-import shutil
-import tempfile
 import tokenize
 import types
 import typing
@@ -29,6 +27,7 @@ from markupsafe import Markup
 
 from kb import schema
 from kb.export import FILES, bibtex_entry, llms_txt, venue
+from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
 from kb.recomputed import Recomputed, Verdict, by_row
 from kb.results import Table, cells, claim, protocol_line
@@ -865,33 +864,34 @@ def _absolute(base: str, match: re.Match[str]) -> str:
 # --------------------------------------------------------------------------- staging
 
 
-def stage(inputs: Inputs, templates: Path, docs: Path, target: Path) -> int:
-    """Put the hand-written files of `docs` and all generated pages into `target`.
+def stage(
+    inputs: Inputs,
+    templates: Path,
+    docs: Path,
+    target: Path,
+    exports: Mapping[str, bytes] | None = None,
+) -> int:
+    """Make `target` hold what the site builder reads and nothing else; returns the page count.
 
-    The folder is built beside `target` and swapped in whole. Returns the number of pages.
+    Everything is rendered before the first file is written, see `kb.files.replace_folder`.
+
+    Args:
+        inputs: What is rendered.
+        templates: Folder of the templates.
+        docs: Hand-written files.
+        target: Folder to fill.
+        exports: Files for `data/`, by name.
+
+    Raises:
+        FileNotFoundError: when `docs` is missing.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        shutil.copytree(docs, fresh, dirs_exist_ok=True)
-        found = pages(inputs, templates)
-        for folder in {(fresh / name).parent for name in found}:
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, text in found.items():
-            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        for task, pictures in inputs.images.items():
-            (fresh / "results" / task).mkdir(parents=True, exist_ok=True)
-            for picture in pictures:
-                shutil.copyfile(picture, fresh / "results" / task / picture.name)
-        fresh.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.replace(old / "old")
-            fresh.replace(target)
-            shutil.rmtree(old)
-        else:
-            fresh.replace(target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    if not docs.is_dir():
+        raise FileNotFoundError(f"{docs} is not a folder")
+    files = {p.relative_to(docs).as_posix(): p.read_bytes() for p in docs.rglob("*") if p.is_file()}
+    found = pages(inputs, templates)
+    files |= {name: text.encode() for name, text in found.items()}
+    for task, pictures in inputs.images.items():
+        files |= {f"results/{task}/{picture.name}": picture.read_bytes() for picture in pictures}
+    files |= {f"data/{name}": data for name, data in (exports or {}).items()}
+    replace_folder(target, files)
     return sum(name.endswith(".md") for name in found)

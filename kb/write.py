@@ -1,10 +1,8 @@
-"""The one canonical way to write papers.yaml, and writing without ever leaving half a file."""
+"""The one canonical way to write papers.yaml."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, get_args
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from pydantic import BaseModel
 
+from kb.files import replace_file
 from kb.load import PARSER, Problem, Tree, Unreadable, parse
 from kb.schema import RECORDS, Literature, field_order
 
@@ -166,23 +165,7 @@ def format_document(data: Mapping[str, Any]) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step: readers see the old file or the new one."""
-    directory = path.parent
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=directory, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            if path.exists():
-                temporary.chmod(path.stat().st_mode & 0o777)
-            else:
-                temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    replace_file(path, text.encode())
 
 
 # --------------------------------------------------------------------------- whole files

@@ -21,7 +21,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kb.export import exports, replace_file  # noqa: E402
+from kb.export import exports  # noqa: E402
+from kb.files import replace_file  # noqa: E402
 from kb.load import Corpus, corpus, decode, parse  # noqa: E402
 from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
 from kb.rules import check  # noqa: E402

@@ -12,7 +12,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kb.export import replace_file  # noqa: E402
+from kb.files import replace_file  # noqa: E402
 from kb.load import Unreadable, load_literature  # noqa: E402
 
 TARGET = ROOT / "site" / "claims.json"

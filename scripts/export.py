@@ -11,7 +11,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kb.export import exports, replace_file  # noqa: E402
+from kb.export import exports  # noqa: E402
+from kb.files import replace_file  # noqa: E402
 from kb.load import Unreadable, load_literature  # noqa: E402
 from kb.render import project  # noqa: E402
 

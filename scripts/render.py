@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kb import recomputed, results  # noqa: E402
-from kb.export import replace_file  # noqa: E402
+from kb.export import exports  # noqa: E402
+from kb.files import replace_file  # noqa: E402
 from kb.load import Unreadable, load_literature  # noqa: E402
 from kb.render import Inputs, project, read_methods, readme, stage  # noqa: E402
 
@@ -69,7 +70,8 @@ def main(
         typer.echo("wrote README.md")
     if site:
         staged = ROOT / "build" / "site-src"
-        count = stage(inputs, TEMPLATES, ROOT / "site" / "docs", staged)
+        files = exports(inputs.literature, inputs.project.repository)
+        count = stage(inputs, TEMPLATES, ROOT / "site" / "docs", staged, files)
         typer.echo(f"wrote {count} pages to {staged.relative_to(ROOT)}")
 
 

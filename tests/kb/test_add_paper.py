@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -613,39 +612,6 @@ def test_arxiv_that_does_not_know_the_id(
     server.put("/arxiv", body("arxiv.xml").split(b"  <entry>")[0] + b"</feed>")
     result = add("2401.01234", "--test-server", server.host)
     refused(result, file, 2, "arXiv does not know 2401.01234")
-
-
-KILL = """
-import os, signal, sys
-from pathlib import Path
-sys.argv = ["add_paper.py", "2401.01234", "--from", {response!r}, "--file", {file!r},
-            "--summary", {summary!r}]
-sys.path.insert(0, {root!r})
-die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-import tempfile
-point = {point!r}
-if point == "open": tempfile.NamedTemporaryFile = die
-if point == "fsync": os.fsync = die
-if point == "chmod": Path.chmod = die
-if point == "replace": Path.replace = os.replace = die
-import runpy
-runpy.run_path({script!r}, run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize("point", ["open", "fsync", "chmod", "replace"])
-def test_a_kill_leaves_the_old_file(file: Path, point: str) -> None:
-    code = KILL.format(
-        response=str(RECORDED / "arxiv.xml"),
-        file=str(file),
-        summary=SUMMARY,
-        root=str(ROOT),
-        point=point,
-        script=str(ROOT / "scripts" / "add_paper.py"),
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr.decode()
-    assert file.read_text(encoding="utf-8") == SMALL
 
 
 def test_failure_while_writing_leaves_no_litter(

@@ -1,6 +1,5 @@
 """Reading: values, lines, refusals; and writing that changes nothing else."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +30,6 @@ from kb.write import (
     format_entry,
     format_text,
     insert_entry,
-    write_atomically,
 )
 from scripts.bench_kb import generated
 
@@ -330,30 +328,3 @@ def test_insertion_refuses_a_taken_id_and_leaves_seeds_in_place():
     assert rule_of(insert_entry, text, "papers", {"id": "ecodiff"}) == "duplicate-id"
     result = insert_entry(text, "papers", {"id": "zz-last", "title": "Z"})
     assert result.replace("\n  - id: zz-last\n    title: Z\n", "", 1) == text
-
-
-# ------------------------------------------------------------------ atomic writing
-
-
-def test_writing_replaces_the_file_and_keeps_its_mode(tmp_path):
-    path = tmp_path / "papers.yaml"
-    path.write_text("old", encoding="utf-8")
-    path.chmod(0o600)
-    write_atomically(path, "new \u00e9\n")
-    assert path.read_bytes() == "new \u00e9\n".encode()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["papers.yaml"]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failure_at_any_step_leaves_the_old_file(tmp_path, monkeypatch, step):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
-    path = tmp_path / "papers.yaml"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text(encoding="utf-8") == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["papers.yaml"]

@@ -376,22 +376,22 @@ def test_every_field_and_word_is_explained() -> None:
         assert f'<a id="{render.term_id(term)}"></a>' in found["glossary.md"]
 
 
-def test_staging_swaps_the_folder_whole(tmp_path: Path) -> None:
+def test_staging_leaves_only_what_belongs(tmp_path: Path) -> None:
     docs, target = tmp_path / "docs", tmp_path / "out"
     docs.mkdir()
     (docs / "hand.md").write_text("# By hand\n", encoding="utf-8")
     picture = tmp_path / "pareto.png"
     picture.write_bytes(b"png")
-    target.mkdir()
-    (target / "stale.md").write_text("old", encoding="utf-8")
+    (target / "old").mkdir(parents=True)
+    (target / "old" / "stale.md").write_text("old", encoding="utf-8")
     given_ = inputs(results={"task": TABLE}, images={"task": (picture,)})
-    count = render.stage(given_, TEMPLATES, docs, target)
+    count = render.stage(given_, TEMPLATES, docs, target, {"papers.json": b"{}"})
     staged = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()}
     assert {"hand.md", "index.md", "papers/first.md", "results/task/pareto.png"} <= staged
-    assert "stale.md" not in staged
+    assert (target / "data" / "papers.json").read_bytes() == b"{}"
+    assert not (target / "old").exists()
     assert count == sum(name.endswith(".md") for name in staged) - 1
     assert "![pareto](task/pareto.png)" in (target / "results/task.md").read_text(encoding="utf-8")
-    assert {p.name for p in tmp_path.iterdir()} == {"docs", "out", "pareto.png"}
 
 
 def test_a_failed_staging_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from kb import render
-from kb.export import exports, replace_file
+from kb.export import exports
 from kb.load import load_literature
 from kb.schema import Literature
 from tests.kb.test_render import TABLE
@@ -95,9 +95,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images={"fashion_unet": (picture,)},
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     )
-    render.stage(inputs, ROOT / "site" / "templates", ROOT / "site" / "docs", source)
-    for name, data in exports(inputs.literature, inputs.project.repository).items():
-        replace_file(source / "data" / name, data)
+    data = exports(inputs.literature, inputs.project.repository)
+    render.stage(inputs, ROOT / "site" / "templates", ROOT / "site" / "docs", source, data)
     logging.getLogger("mkdocs").setLevel(logging.WARNING)
     config = load_config(
         str(ROOT / "mkdocs.yml"), docs_dir=str(source), site_dir=str(site), strict=True
