@@ -23,7 +23,7 @@ layout "flattened" is the authors' order, whose runs may cross them (`crossing` 
 where; no hardware can use those). Ties go in order of their index instead of by chance.
 
 Expect: `python -m methods run sparsedm --task fashion_unet`. MACs as counted on dense hardware do
-not change and neither does time: only `to_semi_structured`, on a CUDA device, in 2:4 and for
+not change and neither does time: only `harness.semi_structured`, on a CUDA device, in 2:4 and for
 linear layers, skips the zeros. Convolutions have no such kernel in torch.
 """
 
@@ -194,46 +194,3 @@ def magnitude_masks(layers: Mapping[str, Layer], pattern: NOfM) -> dict[str, Ten
         f"{name}.weight": removed(layer.weight.detach().abs(), pattern, name)
         for name, layer in layers.items()
     }
-
-
-# --- deployment ------------------------------------------------------------------------------
-
-
-def to_semi_structured(model: nn.Module) -> list[str]:
-    """Pack the weights of all 2:4 linear layers for sparse kernels, in place; names of those.
-
-    For a loaded result of layout "input" on a CUDA device, in half precision. What comes out runs
-    but can be neither trained nor saved. Nothing is changed when anything fails.
-
-    Raises:
-        ValueError: no linear layer is 2:4, the model is not on a CUDA device, or torch's kernels
-            refuse a layer's shape or dtype.
-    """
-    linears = {name: layer for name, layer in model.named_modules() if is_two_of_four(layer)}
-    if not linears:
-        raise ValueError("no linear layer of the model has at most 2 non-zeros in every run of 4")
-    packed = {}
-    for name, layer in linears.items():
-        weight = layer.get_parameter("weight").detach()
-        if weight.device.type != "cuda":
-            raise ValueError(
-                f"{name} lies on {weight.device}, but torch's semi-structured kernels exist for "
-                "CUDA devices only; move the model to one, or run it dense"
-            )
-        try:
-            packed[name] = torch.sparse.to_sparse_semi_structured(weight)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name}: torch cannot pack {tuple(weight.shape)} {weight.dtype}: {error}"
-            ) from error
-    for name, tensor in packed.items():
-        linears[name].register_parameter("weight", nn.Parameter(tensor, requires_grad=False))
-    return list(packed)
-
-
-def is_two_of_four(layer: nn.Module) -> bool:
-    """Whether this is a linear layer of at most 2 non-zeros in every 4 neighbouring inputs."""
-    if not isinstance(layer, nn.Linear) or layer.in_features % 4:
-        return False
-    runs = layer.weight.detach().reshape(-1, 4)
-    return bool(((runs != 0).sum(dim=1) <= 2).all())

@@ -182,38 +182,3 @@ def test_the_authors_layout_names_its_crossing_layers():
         int((pruned.denoiser.conv_in.weight == 0).sum())
         == pruned.denoiser.conv_in.weight.numel() // 2
     )
-
-
-def test_packing_needs_a_cuda_device_and_a_pattern():
-    base = tiny.pipeline()
-    with pytest.raises(ValueError, match="no linear layer"):
-        sparsedm.to_semi_structured(base.denoiser)
-    pruned, _ = compress(base.private_copy(), tiny.task(base), Config(steps=0))
-    with pytest.raises(ValueError, match=r"lies on cpu, .* CUDA devices only"):
-        sparsedm.to_semi_structured(pruned.denoiser)
-
-
-def test_two_of_four_is_seen_along_inputs_of_linear_layers_only():
-    layer = nn.Linear(8, 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[1.0, 0, 0, 2, 3, 4, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0]]))
-        assert sparsedm.is_two_of_four(layer)
-        layer.weight[1, 4] = 1.0
-        assert not sparsedm.is_two_of_four(layer)
-    conv = nn.Conv2d(4, 4, 1)
-    nn.init.zeros_(conv.weight)
-    assert not sparsedm.is_two_of_four(conv)
-    assert not sparsedm.is_two_of_four(nn.Linear(6, 2))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_packed_layers_answer_as_masked_ones():
-    model = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128)).half().cuda()
-    for layer in (model[0], model[2]):
-        mask = sparsedm.magnitude_masks({"x": layer}, NOfM(2, 4))["x.weight"]
-        layer.weight.data.masked_fill_(mask, 0.0)
-    x = torch.randn(64, 128, device="cuda", dtype=torch.float16)
-    with torch.no_grad():
-        expected = model(x)
-        assert sparsedm.to_semi_structured(model) == ["0", "2"]
-        assert (model(x) - expected).abs().max() <= 1e-2
