@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,14 @@ class Paired:
     def __str__(self) -> str:
         return f"{self.mean:.4g} ({self.low:.4g} to {self.high:.4g}, n={self.n})"
 
+    @property
+    def ratio(self) -> str:
+        """Of a difference of logarithms: a over b, with its interval."""
+        middle, low, high = (
+            f"{math.exp(min(v, 700)):.3g}" for v in (self.mean, self.low, self.high)
+        )
+        return f"{middle} ({low} to {high}, n={self.n})"
+
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Compare two series over the same seeds, in the same order.
@@ -90,6 +99,17 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     if interval is None:
         raise ValueError("an interval needs at least two seeds")
     return Paired(fmean(differences), *interval, n=len(differences))
+
+
+def paired_logs(a: Sequence[float], b: Sequence[float]) -> Paired:
+    """`paired` on natural logarithms, for errors that differ by factors; see `Paired.ratio`.
+
+    Raises:
+        ValueError: as `paired`, or a value that is not positive.
+    """
+    if not all(value > 0 for value in (*a, *b)):
+        raise ValueError("logarithms need positive values")
+    return paired([math.log(value) for value in a], [math.log(value) for value in b])
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from kb import results
 from methods import registry
 from methods.harness import experiment
-from methods.harness.experiment import Column, Finding, Lab, paired
+from methods.harness.experiment import Column, Finding, Lab, paired, paired_logs
 
 COLUMNS = (Column("a", "A"), Column("b", "B", 2))
 
@@ -22,6 +23,17 @@ def test_paired_interval_by_hand() -> None:
     assert not found.above and not found.below  # the interval reaches -0.48
     assert paired([5, 5.1, 5.2], [1, 1.1, 1.2]).above
     assert paired([1, 1.1, 1.2], [5, 5.1, 5.2]).below
+
+
+def test_paired_logs_are_ratios() -> None:
+    # Ratios 1/2, 1/4, 1/8: logarithms -1, -2, -3 times log 2.
+    found = paired_logs([1, 1, 1], [2, 4, 8])
+    assert abs(found.mean + 2 * math.log(2)) < 1e-12
+    half = 4.302653 * math.log(2) / 3**0.5
+    low, high = math.exp(found.mean - half), math.exp(found.mean + half)
+    assert found.ratio == f"0.25 ({low:.3g} to {high:.3g}, n=3)"
+    with pytest.raises(ValueError, match="positive"):
+        paired_logs([1, 0], [1, 1])
 
 
 def test_one_seed_gives_no_interval() -> None:
