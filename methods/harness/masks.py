@@ -161,6 +161,8 @@ def as_weight(matrix: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _lowest_in_short_runs(runs: Tensor, count: int) -> Tensor:
     """The `count` lowest of every row of (R, m), each value's place found by m - 1 comparisons."""
+    if runs.device.type != "cpu":
+        return _lowest_by_pairs(runs, count)
     m = runs.shape[1]
     mask = torch.empty(runs.shape, dtype=torch.bool, device=runs.device)
     step = max(1, _CHUNK // m)
@@ -176,6 +178,15 @@ def _lowest_in_short_runs(runs: Tensor, count: int) -> Tensor:
         for i in range(m):
             mask[start : start + step, i] = above[i] >= m - count
     return mask
+
+
+def _lowest_by_pairs(runs: Tensor, count: int) -> Tensor:
+    """The same in few calls and m times the memory, which suits a GPU."""
+    value, other = runs[:, :, None], runs[:, None, :]  # (R, m, 1), (R, 1, m)
+    m = runs.shape[1]
+    earlier = torch.ones(m, m, dtype=torch.bool, device=runs.device).tril(-1)
+    goes_first = (other < value) | ((other == value) & earlier)  # (R, m, m)
+    return goes_first.sum(dim=2) < count
 
 
 def _lowest(rows: Tensor, count: int) -> Tensor:

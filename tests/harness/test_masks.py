@@ -102,6 +102,13 @@ def test_runs_are_masked_alike_in_one_piece_and_in_many(monkeypatch):
     assert torch.equal(removed(scores, NOfM(2, 4)), whole)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 4), (7, 8)])
+def test_runs_are_masked_alike_by_comparing_all_pairs_at_once(n, m, ties):
+    runs = draw(50, m, ties=ties)
+    assert torch.equal(masks._lowest_by_pairs(runs, m - n), lowest_of(runs, m - n))
+
+
 def test_flattened_runs_cross_rows_and_are_named():
     layers = {
         "good": nn.Linear(8, 2),
