@@ -30,7 +30,7 @@ from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
 from kb.recomputed import Recomputed, Verdict, by_row
-from kb.results import Table, cells, claim, protocol_line
+from kb.results import Experiment, Table, cells, claim, protocol_line
 from kb.rules import RULES, Rule
 from kb.schema import (
     VOCABULARIES,
@@ -112,6 +112,10 @@ class Inputs:
     """Text of CONTRIBUTING.md."""
     recomputed: tuple[Recomputed, ...] = ()
     """Claims that were recomputed, from site/claims.json."""
+    experiments: tuple[Experiment, ...] = ()
+    """Questions about methods, each with its bar and what was found."""
+    method_images: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    """Samples of one method beside the dense model's, by task and method."""
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     """What scripts/bench_kb.py and bench_links.py measured, from site/benchmarks.json."""
 
@@ -703,9 +707,11 @@ def environment(templates: Path) -> jinja2.Environment:
         bibtex=lambda paper: fenced(bibtex_entry(paper), "bibtex"),
         cell=cell,
         claims=claims,
+        code_block=fenced,
         code_cell=code_cell,
         code_label=code_label,
         commas=commas,
+        dense_first=dense_first,
         doc_blocks=doc_blocks,
         field_rows=field_rows,
         heading=heading,
@@ -772,6 +778,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "measured": inputs.measured,
         "benchmarks": inputs.benchmarks,
         "recomputed": by_row(inputs.recomputed),
+        "experiments": inputs.experiments,
         "rows": sum(len(p.results) for p in literature.papers),
         "measures": sum(len(r.measures) for p in literature.papers for r in p.results),
         "by_id": {p.id: p for p in literature.papers},
@@ -811,6 +818,7 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
         "data.md": page("data.md.j2", files=FILES),
         "results/index.md": page("results.md.j2"),
         "methods/index.md": page("methods.md.j2"),
+        "experiments/index.md": page("experiments.md.j2"),
         "claims.md": page("claims.md.j2"),
         "unreported.md": page("unreported.md.j2"),
         "rules.md": page("rules.md.j2"),
@@ -830,10 +838,20 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
             related=related[paper.id],
         )
     for method in inputs.methods:
-        rows = {task: _rows_of(method, table) for task, table in inputs.results.items()}
+        rows = {task: rows_of(method.name, table) for task, table in inputs.results.items()}
         found[f"methods/{method.name}.md"] = page(
-            "method.md.j2", method=method, tables={t: r for t, r in rows.items() if r}
+            "method.md.j2",
+            method=method,
+            tables={t: r for t, r in rows.items() if r},
+            pictures={
+                task: found_there[method.name]
+                for task, found_there in inputs.method_images.items()
+                if method.name in found_there
+            },
+            evidence=[e for e in inputs.experiments if method.name in e.methods],
         )
+    for experiment in inputs.experiments:
+        found[f"experiments/{experiment.name}.md"] = page("experiment.md.j2", experiment=experiment)
     for task, table in inputs.results.items():
         found[f"results/{task}.md"] = page(
             "result.md.j2", task=task, table=table, images=inputs.images.get(task, ())
@@ -841,11 +859,18 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
     return found
 
 
-def _rows_of(method: Method, table: Table) -> list[Table]:
+def dense_first(table: Table, rows: Sequence[Table]) -> list[Table]:
+    """`rows` behind the dense model's row, which stands once."""
+    dense = [row for row in table["rows"] if row["slug"] == "dense"]
+    return dense + [row for row in rows if row["slug"] != "dense"]
+
+
+def rows_of(method: str, table: Table) -> list[Table]:
+    """Rows of a result table whose recipe has this method in it."""
     stages = {
         row["slug"]: [s.split("-")[0] for s in row["slug"].split("+")] for row in table["rows"]
     }
-    return [row for row in table["rows"] if method.name in stages[row["slug"]]]
+    return [row for row in table["rows"] if method in stages[row["slug"]]]
 
 
 _RELATIVE_LINK = re.compile(r"\]\((?!https://|#)([^)\s]+)\)")
@@ -892,6 +917,8 @@ def stage(
     files |= {name: text.encode() for name, text in found.items()}
     for task, pictures in inputs.images.items():
         files |= {f"results/{task}/{picture.name}": picture.read_bytes() for picture in pictures}
+    for task, by_method in inputs.method_images.items():
+        files |= {f"results/{task}/samples/{p.name}": p.read_bytes() for p in by_method.values()}
     files |= {f"data/{name}": data for name, data in (exports or {}).items()}
     replace_folder(target, files)
     return sum(name.endswith(".md") for name in found)

@@ -23,7 +23,8 @@ CONFIDENCE = 0.95
 # What a paired comparison is drawn for; lower is better in both.
 COMPARED = ("frechet", "kernel")
 _METRICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
-_RECOVERY = "finetune"
+_RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
+_RECOVERIES = frozenset({"finetune", "distill"})
 _FASTER = 1.01  # below this a speed-up is none: repeated timings differ by as much
 
 Table = dict[str, Any]
@@ -172,6 +173,13 @@ class Experiment(_Strict):
     protocol: dict[str, Any]
     seconds: float = Field(ge=0)
     provenance: ExperimentProvenance
+
+    @property
+    def machine(self) -> str:
+        """The processor or the GPU that it ran on."""
+        system = self.provenance.system
+        gpus = system.get("cuda") or []
+        return str(gpus[0] if self.provenance.device.startswith("cuda") and gpus else system["cpu"])
 
     def cells(self) -> list[list[str]]:
         """The rows as text, in the order of the columns."""
@@ -391,7 +399,20 @@ def _row(group: Sequence[Record]) -> Table:
         "denoiser_images": round(
             statistics.fmean(sum(c.denoiser_images for c in record.cost) for record in group)
         ),
+        "bare": not any(stage.method in _RECOVERIES for stage in first.recipe),
+        "compression": _compression(group),
     }
+
+
+def _compression(group: Sequence[Record]) -> Table:
+    """What pruning itself took, without the plain retraining behind it: means over seeds."""
+    own = [[c for c in r.cost if c.method not in _RECOVERIES] or r.cost for r in group]
+    found: Table = {
+        key: statistics.fmean(sum(getattr(c, key) for c in costs) for costs in own)
+        for key in ("seconds", "denoiser_calls", "denoiser_images", "optimizer_steps")
+    }
+    peaks = [max(c.peak_memory_bytes for c in costs) for costs in own]
+    return found | {"peak_memory_bytes": statistics.fmean(peaks)}
 
 
 def _agreement(group: Sequence[Record]) -> Table | None:

@@ -38,6 +38,11 @@ def gather(literature: Path) -> Inputs:
         methods=read_methods(ROOT / "methods"),
         results=tables,
         images={task: tuple(sorted((results.ROOT / task).glob("*.png"))) for task in tables},
+        experiments=results.experiments(),
+        method_images={
+            task: {p.stem: p for p in sorted((results.ROOT / task / "samples").glob("*.png"))}
+            for task in tables
+        },
         measured=optional(measured),
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         recomputed=recomputed.read(claims) if claims.is_file() else (),
