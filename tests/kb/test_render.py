@@ -117,7 +117,9 @@ def literature(text: str = "Some words", url: str = "https://example.org/") -> L
     return Literature.model_validate({"schema_version": SCHEMA_VERSION, **data})
 
 
-METHOD = render.Method("some_method", "Does it.\n\nMore `code` here.", {"paper": "first"}, ())
+METHOD = render.Method(
+    "some_method", "Does it.\n\nMore `code` here.", {"paper": "first", "tasks": ["task"]}, ()
+)
 
 
 def spread(value: float) -> dict[str, Any]:
@@ -143,6 +145,16 @@ TABLE = {
             "no_faster": False,
             "cost_seconds": 12.0,
             "rank": "1=",
+            "method": "some_method",
+            "request": "macs 0.75",
+            "bare": True,
+            "compression": {
+                "seconds": 3.25,
+                "denoiser_calls": 1234.0,
+                "denoiser_images": 56789.0,
+                "optimizer_steps": 7.0,
+                "peak_memory_bytes": 2.5e6,
+            },
         }
     ],
     "comparisons": [],
@@ -310,6 +322,45 @@ def test_a_method_page_shows_the_rows_that_use_it() -> None:
     table = {**TABLE, "rows": [*TABLE["rows"], other]}
     page = render.pages(inputs(results={"task": table}), TEMPLATES)["methods/some_method.md"]
     assert page.count("| 75.0 % |") == 1
+    assert "| some_method, macs 0.75 | 3.2 | 1,234 | 56,789 | 7 | 2 MB |" in page
+
+
+def test_an_experiment_has_a_page_and_stands_on_its_methods_page() -> None:
+    record = results.Experiment.model_validate(
+        {
+            "schema": 1,
+            "name": "some_question",
+            "question": "Does a|b hold?",
+            "methods": ["some_method"],
+            "task": None,
+            "bar": "a is smaller than b",
+            "source": "arXiv 2305.10924",
+            "verdict": "not shown",
+            "answer": "a - b = 1",
+            "why": "one seed was odd",
+            "columns": [{"key": "a", "label": "A", "digits": 2}],
+            "rows": [{"a": 1.5}, {"a": None}],
+            "settings": {"steps": 3},
+            "seeds": [0, 1],
+            "protocol": {"samples": 10, "steps": 2},
+            "seconds": 1.0,
+            "provenance": {
+                "command": "python -m methods experiment some_question",
+                "date": "2026-01-01T00:00:00+00:00",
+                "commit": None,
+                "dirty": None,
+                "code_sha256": "0",
+                "device": "cuda",
+                "system": {"cpu": "a processor", "cuda": ["a GPU"]},
+            },
+        }
+    )
+    found = render.pages(inputs(experiments=(record,)), TEMPLATES)
+    page = found["experiments/some_question.md"]
+    assert "| 1.50 |" in page and "| – |" in page and "2 seeds, a GPU" in page
+    assert "# Does a&#124;b hold?" in page
+    for name in ("experiments/index.md", "methods/some_method.md"):
+        assert "a&#124;b" in found[name] and "ot shown" in found[name]
 
 
 def test_readme_links_the_method_that_implements_a_paper() -> None:
@@ -390,7 +441,7 @@ def test_a_method_file_is_read_without_being_run(tmp_path: Path) -> None:
     file.write_text(
         '"""Does one thing.\n\nA list:\n* first\n  goes on\n* second\n\n    x = 1\n"""\n'
         "raise SystemExit('must not run')\n"
-        'CARD = {"paper": "first", "granularity": "structured"}\n'
+        'CARD = {"paper": "first", "granularity": "structured", "tasks": ["task"]}\n'
         "@dataclass(frozen=True)\nclass Config:\n"
         "    # Why it is\n    ratio: float = 0.3  # fraction removed\n    name: str\n",
         encoding="utf-8",
