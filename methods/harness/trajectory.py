@@ -21,6 +21,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from .denoise import Condition, alpha_sigma, guided, ladder
+from .pipeline import Pipeline, Task
 from .width import WidthLayer, closed, gated
 
 Gates = Mapping[str, Tensor]  # layer name -> (units,)
@@ -103,6 +104,19 @@ class Run:
 
 
 GatesAt = Callable[[int], Gates]
+
+
+def start(pipe: Pipeline, task: Task, steps: int, count: int, name: str) -> tuple[Run, Tensor]:
+    """A run of `count` requests and the noise (count, C, H, W) it starts from, by name."""
+    rows = task.prompts(count, name)
+    run = Run(
+        pipe.denoiser,
+        linear_steps(pipe.scheduler, steps),
+        pipe.condition(rows),
+        pipe.nothing(count),
+        pipe.guidance,
+    )
+    return run, task.noise(count, name)
 
 
 def checkpointed_backward(
@@ -193,3 +207,22 @@ def masked_error(
     """Mean squared error of the last latents (B, C, H, W) to `target` with `keep` alone in use."""
     gates = closed(layers, keep, x.device)
     return float((run.latents(x, layers, lambda _: gates)[-1] - target).square().mean())
+
+
+@torch.no_grad()
+def answers_error(
+    run: Run,
+    dense: Sequence[Tensor],
+    layers: Sequence[WidthLayer],
+    keep: Mapping[str, list[int]],
+) -> float:
+    """Mean squared error of the guided answers at the latents of the dense run.
+
+    `dense` is what the dense model's `run.latents` gave, one more than steps.
+    """
+    gates = closed(layers, keep, dense[0].device)
+    errors = []
+    for index, step in enumerate(run.steps):
+        change = run.step(index, dense[index], layers, gates) - dense[index + 1]
+        errors.append((change / step.add).square().mean())
+    return float(torch.stack(errors).mean())
