@@ -412,7 +412,11 @@ def _resnet(walk: _Walk, name: str, stream: _Stream, time: _Stream | None) -> _S
         return stream
     if isinstance(block, SkipToShortcut):
         return walk.layer(f"{name}.conv_shortcut", stream)
-    if not isinstance(block, ResnetBlock2D) or block.time_embedding_norm != "default":
+    known = isinstance(block, ResnetBlock2D) and (
+        block.time_embedding_norm == "default"
+        or getattr(block, "time_emb_proj", None) is None  # a decoder's, which knows no time
+    )
+    if not known:
         raise ValueError(f"{name}: only ResnetBlock2D with an additive time embedding is described")
     if block.upsample is not None or block.downsample is not None:
         raise ValueError(f"{name}: a resnet that resamples is not described")
