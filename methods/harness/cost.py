@@ -40,15 +40,19 @@ class Cost:
 def metered(denoiser: type[nn.Module], device: torch.device | str = "cpu") -> Iterator[Cost]:
     """Fill a Cost while the block runs, by hooks on every module and optimizer of the process.
 
-    Calls count when the module's class is exactly `denoiser`. The hooks are global, so they see
-    models that a method builds for itself, and are gone when the block ends, also by an error.
+    Calls count when the module's class is exactly `denoiser` and its tensors are real, not meta.
+    The hooks are global, so they see models that a method builds for itself, and are gone when the
+    block ends, also by an error.
     """
     cost = Cost()
 
     def called(module: nn.Module, _: Any, output: Any) -> None:
-        if type(module) is denoiser:
+        if type(module) is not denoiser:
+            return
+        first = output if isinstance(output, Tensor) else output[0]
+        if first.device.type != "meta":  # counting MACs computes nothing
             cost.denoiser_calls += 1
-            cost.denoiser_images += _images(output)
+            cost.denoiser_images += int(first.shape[0])
 
     def stepped(*_: Any) -> None:
         cost.optimizer_steps += 1
@@ -64,11 +68,6 @@ def metered(denoiser: type[nn.Module], device: torch.device | str = "cpu") -> It
         cost.peak_memory_bytes = memory.growth
         for hook in hooks:
             hook.remove()
-
-
-def _images(output: Any) -> int:
-    first = output if isinstance(output, Tensor) else output[0]
-    return int(first.shape[0])
 
 
 class _PeakMemory:
