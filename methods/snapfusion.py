@@ -6,18 +6,20 @@ Li et al., "SnapFusion: Text-to-Image Diffusion Model on Mobile Devices within T
 1. Robust training (Eq. 5): every ResNet and transformer block is left out with some probability,
    drawn once per batch; the loss stays the denoising loss.
 2. Evolution (Alg. 1): value = (quality with - quality without) / (latency with - latency without)
-   for every block; the group of lowest value goes, robust training continues, until the latency
-   target is met. Latency is measured block by block, once.
-3. Decoder: half of the channels of the autoencoder's decoder go, the rest learns to decode as the
-   whole one did, on latents drawn by the dense model.
-4. Step distillation (Eq. 6-11): `harness/step_distill.py`; one halving after the other.
+   for every block. While the latency is above its target the group of lowest value goes; where
+   there is latency to spare the block of highest value is repeated in place. Robust training goes
+   on in between. Latency is measured block by block, once.
+3. Decoder (Sec. 3.2, `harness/decoder.py`): half of the channels of the autoencoder's decoder go,
+   the rest learns to decode as the whole one did, on latents drawn by the dense model.
+4. Step distillation (Eq. 6-11, `harness/step_distill.py`): one halving after the other, each taught
+   by the larger model.
 
 Differs from the paper in: quality is minus the squared error of guided answers to the dense
 model's on fixed requests and noise, since CLIP judges no garments; a ResNet that changes the width
 keeps its shortcut when it is left out (identity is impossible there) and is no candidate for
-removal; blocks are only removed, never added, since nothing here starts below its latency target;
-robust skipping probability and iterations are not published. A base that predicts noise is sampled
-as it is: conversion to v prediction is only needed where the schedule ends in pure noise.
+removal, and an up ResNet, which reads a skip, is none for repetition; robust skipping probability
+and iterations are not published. Both bases predict v already, so that there is nothing to convert
+(Eq. 6); a base that predicts noise is distilled as it is.
 
 Expect: `python -m methods run snapfusion --task fashion_t2i --set snapfusion.latency=0.7 --set
 snapfusion.steps=8`.
@@ -25,25 +27,23 @@ snapfusion.steps=8`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .harness.block_costs import BlockCosts, Clock, block_costs
 from .harness.calibration import calibration
+from .harness.decoder import distil_decoder, latents, pruned_decoder
 from .harness.denoise import predict
-from .harness.depth import bypassed, drop, removable, units
+from .harness.depth import Unit, bypassed, drop, removable, repeat, repeatable, units
 from .harness.judge import Judge
-from .harness.measure import count_macs
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task, seeded
-from .harness.scores import GroupScore, choose
 from .harness.step_distill import StepDistillation, halvings
-from .harness.surgery import cut_decoder, decoder_widths
-from .harness.train import Recipe, retrain
-from .harness.trajectory import Run, linear_steps
+from .harness.train import Objective, Recipe, retrain
 
 CARD = {
     "paper": "snapfusion",
@@ -58,21 +58,25 @@ CARD = {
 class Config:
     """Every stage can be left out; budgets are small fractions of the paper's."""
 
-    latency: float | None = None  # of the dense denoiser's that may stay, (0, 1]; none: keep blocks
+    latency: float | None = None  # of the given denoiser's that may be left; none: keep blocks
     params: float | None = None  # a target in parameters instead, for tables of equal size
-    clock: Literal["measured", "macs"] = "measured"  # what a block costs
+    clock: Clock = "measured"  # what a block costs
     skip: float = 0.15  # probability that a block is left out in robust training; not published
     robust_steps: int = 100  # optimizer steps before the first removal
     group: int = 1  # blocks removed at a time
-    between_steps: int = 20  # robust optimizer steps after every removal
+    additions: int = 0  # blocks repeated where latency is to spare, at most
+    between_steps: int = 20  # robust optimizer steps after every change
     batch_size: int = 32
     learning_rate: float = 2e-4
     judged: int = 4  # batches of fixed requests and noise that quality is measured on
     decoder_ratio: float = 0.0  # channels of the decoder removed; the paper: 0.5
     decoder_steps: int = 100  # optimizer steps of its distillation
+    decoder_rate: float = 1e-3  # learning rate of its distillation
+    decoder_sampling: int = 8  # sampling steps of the latents it learns from; the paper: 50
     steps: int | None = None  # sampling steps after distillation; none: leave them
     from_steps: int = 16  # sampling steps that the first teacher takes
     distill_steps: int = 150  # optimizer steps for every halving
+    teacher: Literal["dense", "student"] = "dense"  # who teaches the next halving (Sec. 4.2)
     probability: float = 0.1  # of the guided loss, p (Fig. 7)
     original: float = 0.2  # weight of the denoising loss, gamma (Fig. 7)
     w_low: float = 2.0
@@ -81,19 +85,53 @@ class Config:
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """The stages that are asked for, in the paper's order."""
+    """The stages that are asked for, in the paper's order.
+
+    Raises:
+        ValueError: nothing is asked for, a target cannot be met, or the pipeline lacks a part.
+    """
+    blocks = config.latency is not None or config.params is not None
+    if not (blocks or config.decoder_ratio or config.steps is not None):
+        raise ValueError("nothing is asked for: set latency or params, decoder_ratio, or steps")
     notes: Notes = {}
-    if config.latency is not None or config.params is not None:
-        pipe, notes["blocks"] = evolve(pipe, task, config)
+    training = Training(task, config)
+    if blocks:
+        pipe, notes["blocks"] = evolve(pipe, task, config, training)
     if config.decoder_ratio:
         pipe, notes["decoder"] = prune_decoder(pipe, task, config)
     if config.steps is not None:
-        pipe, notes["distilled"] = distil_steps(pipe, task, config)
+        pipe, notes["distilled"] = distil_steps(pipe, task, config, training)
     pipe.denoiser.eval()
     return pipe, notes
 
 
-# --- robust training and evolution -----------------------------------------------------------
+@dataclass
+class Training:
+    """Optimizer steps on the task's batches; every stage goes on where the last one stopped."""
+
+    task: Task
+    config: Config
+    done: int = 0
+
+    def __call__(self, model: nn.Module, objective: Objective, steps: int) -> list[float]:
+        """Train in place for `steps` optimizer steps and return the losses."""
+        if not steps:
+            return []
+        config = self.config
+        recipe = Recipe.short(steps, config.batch_size, config.learning_rate, config.precision)
+        batches = self.task.training_batches(config.batch_size, self.done)
+        self.done += steps
+        return retrain(model, batches, recipe, objective)
+
+    def robust(self, model: nn.Module, steps: int) -> list[float]:
+        """Train with blocks left out at random."""
+        config = self.config
+        draws = f"snapfusion/skip/after {self.done}"
+        objective = RobustLoss(skippable(model), config.skip, self.task.seed, draws)
+        return self(model, objective, steps)
+
+
+# --- robust training -------------------------------------------------------------------------
 
 
 @dataclass
@@ -103,16 +141,20 @@ class RobustLoss:
     names: tuple[str, ...]
     skip: float
     seed: int
+    draws: str  # names the series of draws
     calls: int = 0
 
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
-        draw = seeded(self.seed, f"snapfusion/skip/{self.calls}")
-        self.calls += 1
-        left_out = torch.rand(len(self.names), generator=draw) < self.skip
-        names = [name for name, gone in zip(self.names, left_out, strict=True) if gone]
-        with bypassed(model, names, shortcuts=True):
+        with bypassed(model, self.left_out(), shortcuts=True):
             answer = predict(model, batch.x_t, batch.t, batch.condition).float()
         return (answer - batch.target).square().mean()
+
+    def left_out(self) -> list[str]:
+        """The blocks that the next batch does without."""
+        draw = seeded(self.seed, f"{self.draws}/{self.calls}")
+        self.calls += 1
+        gone = torch.rand(len(self.names), generator=draw) < self.skip
+        return [name for name, out in zip(self.names, gone.tolist(), strict=True) if out]
 
 
 def skippable(model: nn.Module) -> tuple[str, ...]:
@@ -128,65 +170,27 @@ def skippable(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def robust_training(model: nn.Module, task: Task, config: Config, steps: int, name: str) -> None:
-    """Train in place for `steps` optimizer steps; the task's batches, other draws for each name."""
-    if not steps:
-        return
-    recipe = _recipe(config, steps)
-    objective = RobustLoss(skippable(model), config.skip, hash_of(task.seed, name))
-    retrain(model, task.training_batches(config.batch_size), recipe, objective)
+# --- evolution -------------------------------------------------------------------------------
+
+_ROUNDING = 1e-9  # of a sum of latency shares
+
+Order = Callable[[Sequence[float]], Sequence[int]]  # values -> who goes first
 
 
-def hash_of(seed: int, name: str) -> int:
-    """A seed of its own for a named stage."""
-    return int(torch.randint(2**31, (1,), generator=seeded(seed, name)))
+def lowest_first(values: Sequence[float]) -> list[int]:
+    """Who goes first by value; ties to the earlier block."""
+    return sorted(range(len(values)), key=lambda k: (values[k], k))
 
 
-def _recipe(config: Config, steps: int) -> Recipe:
-    return Recipe.short(steps, config.batch_size, config.learning_rate, config.precision)
-
-
-def evolve(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Algorithm 1 with removals only; the notes hold every value that decided."""
-    model = pipe.denoiser
-    robust_training(model, task, config, config.robust_steps, "snapfusion/robust")
-    judge = judge_of(task, pipe, config)
-    table = latency_table(model, task, config)
-    total = table.pop("")
-    dense_params = sum(p.numel() for p in model.parameters())
-    left = total
-    removed: list[str] = []
-    decided: list[dict[str, float | str]] = []
-    while not _met(config, left / total, sum(p.numel() for p in model.parameters()) / dense_params):
-        candidates = [unit for unit in removable(model) if unit.params]
-        if not candidates:
-            raise ValueError(
-                f"the target cannot be met: {left / total:.3f} of the latency is left when every "
-                "removable block is gone"
-            )
-        full = quality(judge, model)
-        values = []
-        for unit in candidates:
-            with bypassed(model, [unit.name]):
-                values.append((full - quality(judge, model)) / max(table[unit.name], 1e-12))
-        order = sorted(range(len(candidates)), key=lambda k: (values[k], k))
-        for k in order[: config.group]:
-            name = candidates[k].name
-            pipe = drop(pipe, [name])
-            left -= table[name]
-            removed.append(name)
-            decided.append({"block": name, "value": values[k]})
-        robust_training(
-            model, task, config, config.between_steps, f"snapfusion/after/{len(removed)}"
-        )
-    share = {name: value / total for name, value in table.items()}
-    return pipe, {"removed": removed, "values": decided, "latency_share": share}
-
-
-def _met(config: Config, latency: float, params: float) -> bool:
-    return (config.latency is None or latency <= config.latency) and (
-        config.params is None or params <= config.params
-    )
+def evolve(
+    pipe: Pipeline, task: Task, config: Config, training: Training
+) -> tuple[Pipeline, Notes]:
+    """Robust training, then Algorithm 1; the notes hold every value that decided."""
+    training.robust(pipe.denoiser, config.robust_steps)
+    names = [unit.name for unit in removable(pipe.denoiser)]
+    inputs = task.example_inputs(config.batch_size)
+    costs = block_costs(pipe.denoiser, names, inputs, config.clock)
+    return Evolution(config, judge_of(task, pipe, config), costs, training).run(pipe)
 
 
 def judge_of(task: Task, pipe: Pipeline, config: Config) -> Judge:
@@ -196,139 +200,168 @@ def judge_of(task: Task, pipe: Pipeline, config: Config) -> Judge:
     return Judge.of(task.dense.denoiser, batches, weights, pipe.nothing(config.batch_size))
 
 
-def quality(judge: Judge, model: nn.Module) -> float:
-    """Minus the squared error of guided answers: at most 0, which is the dense model's."""
-    return -judge.error(model)
+@dataclass
+class Evolution:
+    """Algorithm 1 on a model that robust training has prepared."""
+
+    config: Config
+    judge: Judge
+    costs: BlockCosts
+    training: Training
+    order: Order = lowest_first
+    removed: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    decided: list[dict[str, float | str]] = field(default_factory=list)
+
+    def run(self, pipe: Pipeline) -> tuple[Pipeline, Notes]:
+        """Remove blocks until the target is met, then repeat some if that leaves it met.
+
+        Raises:
+            ValueError: the target cannot be met, or additions are asked for without a latency.
+        """
+        config = self.config
+        if config.additions and config.latency is None:
+            raise ValueError("additions are paid for in latency: set latency")
+        params = sum(p.numel() for p in pipe.denoiser.parameters())
+        while not self._met(pipe, params):
+            candidates = [unit for unit in removable(pipe.denoiser) if unit.params]
+            if not candidates:
+                raise ValueError(
+                    f"the target cannot be met: {self.left:.3f} of the latency is left when every "
+                    "removable block is gone"
+                )
+            values = self.values(pipe.denoiser, candidates)
+            for k in list(self.order(values))[: config.group]:
+                if self._met(pipe, params):
+                    break
+                pipe = drop(pipe, [candidates[k].name])
+                self._note(self.removed, candidates[k].name, values[k])
+            self.training.robust(pipe.denoiser, config.between_steps)
+        while len(self.repeated) < config.additions and (found := self._best(pipe)):
+            pipe = repeat(pipe, [found[0]])
+            self._note(self.repeated, *found)
+            self.training.robust(pipe.denoiser, config.between_steps)
+        return pipe, {
+            "removed": self.removed,
+            "repeated": self.repeated,
+            "values": self.decided,
+            "latency_share": self.costs.shares(),
+        }
+
+    def values(self, model: nn.Module, candidates: Sequence[Unit]) -> list[float]:
+        """What each block gives for what it costs: (Q with - Q without) / (cost with - without).
+
+        Q is minus the judge's error, so that low values go first, also negative ones.
+        """
+        whole = self.judge.error(model)
+        found = []
+        for unit in candidates:
+            with bypassed(model, [unit.name]):
+                without = self.judge.error(model)
+            found.append((without - whole) / max(self._cost(unit.name), 1e-12))
+        return found
+
+    @property
+    def left(self) -> float:
+        """The fraction of the latency that is left, by the table."""
+        changes = sum(map(self._cost, self.repeated)) - sum(map(self._cost, self.removed))
+        return 1 + changes / self.costs.total
+
+    def _best(self, pipe: Pipeline) -> tuple[str, float] | None:
+        """The repeatable block of highest value whose copy leaves the target met."""
+        assert self.config.latency is not None
+        spare = (self.config.latency - self.left + _ROUNDING) * self.costs.total
+        candidates = [u for u in repeatable(pipe.denoiser) if self._cost(u.name) <= spare]
+        if not candidates:
+            return None
+        values = self.values(pipe.denoiser, candidates)
+        best = max(range(len(values)), key=lambda k: (values[k], -k))
+        return candidates[best].name, values[best]
+
+    def _cost(self, name: str) -> float:
+        """A copy costs what the block costs that it was made from."""
+        return self.costs.blocks[name.replace(".second", "")]
+
+    def _met(self, pipe: Pipeline, dense_params: int) -> bool:
+        config = self.config
+        params = sum(p.numel() for p in pipe.denoiser.parameters()) / dense_params
+        return (config.latency is None or self.left <= config.latency + _ROUNDING) and (
+            config.params is None or params <= config.params
+        )
+
+    def _note(self, where: list[str], name: str, value: float) -> None:
+        where.append(name)
+        action = "removed" if where is self.removed else "repeated"
+        self.decided.append({"block": name, "action": action, "value": value})
 
 
-def latency_table(model: nn.Module, task: Task, config: Config) -> dict[str, float]:
-    """What every removable block costs, and under "" the whole denoiser: seconds, or MACs
-    where the clock is "macs" and repeatability counts for more than truth."""
-    names = [unit.name for unit in removable(model)]
-    if config.clock == "macs":
-        inputs = task.example_inputs()
-        total = count_macs(model, inputs).total
-        table = {"": float(total)}
-        for name in names:
-            with bypassed(model, [name]):
-                table[name] = float(total - count_macs(model, inputs).total)
-        return table
-    return _timed(model, names, task.example_inputs(config.batch_size))
-
-
-@torch.no_grad()
-def _timed(model: nn.Module, names: Sequence[str], inputs: dict[str, Tensor]) -> dict[str, float]:
-    """Seconds in every block and in all, least of interleaved rounds (processor time on a CPU)."""
-    device = next(model.parameters()).device
-    model.eval()
-    spent: dict[str, list[float]] = {name: [] for name in ["", *names]}
-    started: dict[str, float] = {}
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            return time.perf_counter()
-        return time.process_time()
-
-    def before(name: str) -> None:
-        started[name] = now()
-
-    def after(name: str) -> None:
-        spent[name].append(now() - started[name])
-
-    handles = []
-    for name in names:
-        layer = model.get_submodule(name)
-        handles.append(layer.register_forward_pre_hook(lambda *_, n=name: before(n)))
-        handles.append(layer.register_forward_hook(lambda *_, n=name: after(n)))
-    try:
-        for _ in range(6):
-            before("")
-            model(**inputs)
-            after("")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: min(found[1:]) for name, found in spent.items()}
-
-
-# --- decoder ---------------------------------------------------------------------------------
+# --- decoder and steps -----------------------------------------------------------------------
 
 
 def prune_decoder(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Cut channels of the decoder by magnitude and distil it on the dense model's latents.
+    """Cut channels of the decoder and distil it on the dense model's latents.
 
     Raises:
         ValueError: the pipeline has no autoencoder.
     """
-    if pipe.autoencoder is None or task.dense.autoencoder is None:
-        raise ValueError("decoder_ratio: the pipeline has no decoder")
-    decoder = pipe.autoencoder
-    widths = decoder_widths(decoder, config.decoder_ratio)
-    keep = choose(decoder, GroupScore(lambda w, _: w.square().sum(dim=1)), widths)
-    pipe = cut_decoder(pipe, keep)
-    decoder.decoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(decoder.decoder.parameters(), lr=1e-3, weight_decay=0.0)
-    losses = []
-    for step in range(config.decoder_steps):
-        latents = generated_latents(task, config, step)
-        with torch.no_grad():
-            wanted = task.dense.decode(latents)
-        loss = (pipe.decode(latents) - wanted).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    decoder.requires_grad_(False)
-    for parameter in decoder.parameters():
-        parameter.grad = None
-    return pipe, {"losses": losses, "keep": {name: len(kept) for name, kept in keep.items()}}
-
-
-def generated_latents(task: Task, config: Config, step: int) -> Tensor:
-    """Latents (B, C, H, W) that the dense model draws, new noise and requests every time."""
-    name = f"snapfusion/decoder/{step}"
-    rows = task.prompts(config.batch_size, name)
-    steps = linear_steps(task.dense.scheduler, 8)
-    run = Run(
-        task.dense.denoiser,
-        steps,
-        task.dense.condition(rows),
-        task.dense.nothing(config.batch_size),
-        task.dense.guidance,
+    pipe, kept = pruned_decoder(pipe, config.decoder_ratio)
+    drawn = latents(
+        task,
+        "generated",
+        config.batch_size,
+        config.decoder_sampling,
+        config.precision,
+        "snapfusion/decoder",
     )
-    with torch.no_grad():
-        return run.latents(task.noise(config.batch_size, name))[-1]
+    losses = distil_decoder(pipe, task.dense, drawn, config.decoder_steps, config.decoder_rate)
+    return pipe, {"losses": losses, "keep": kept}
 
 
-# --- steps -----------------------------------------------------------------------------------
+def distil_steps(
+    pipe: Pipeline, task: Task, config: Config, training: Training
+) -> tuple[Pipeline, Notes]:
+    """Halve the sampling steps until `config.steps`.
 
-
-def distil_steps(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Halve the sampling steps until `config.steps`; each student teaches the next.
-
-    The first teacher is the dense model (Sec. 4.2: a larger teacher is better).
+    Every halving of a pruned model is taught by the dense model distilled to twice as many steps
+    (Sec. 4.2), or by the student before.
 
     Raises:
         ValueError: the steps are no power-of-two fraction of `from_steps`.
     """
     assert config.steps is not None
+    stages = halvings(config.from_steps, config.steps)
+    if not stages:
+        raise ValueError(f"steps={config.steps} is what from_steps is already: nothing to distil")
     teacher = task.dense.denoiser
+    pruned = any(edit.get("part") != "autoencoder" for edit in pipe.edits)
     losses: dict[str, list[float]] = {}
-    for steps in halvings(config.from_steps, config.steps):
-        objective = StepDistillation(
-            teacher,
-            pipe.scheduler,
-            steps,
-            pipe.nothing,
-            hash_of(task.seed, "snapfusion/steps"),
-            config.probability,
-            config.w_low,
-            config.w_high,
-            config.original,
-        )
-        batches = task.training_batches(config.batch_size)
-        recipe = _recipe(config, config.distill_steps)
-        losses[str(steps)] = retrain(pipe.denoiser, batches, recipe, objective)
-        teacher = pipe.private_copy().denoiser.requires_grad_(False)
+    for steps in stages:
+        start = training.done
+        losses[str(steps)] = _halve(pipe.denoiser, teacher, pipe, steps, training)
+        if steps == stages[-1]:
+            break
+        if config.teacher == "dense" and pruned:
+            larger = copy.deepcopy(teacher).requires_grad_(True)
+            _halve(larger, teacher, pipe, steps, replace(training, done=start))
+            teacher = larger.requires_grad_(False)
+        else:
+            teacher = copy.deepcopy(pipe.denoiser).requires_grad_(False)
     return replace(pipe, steps=config.steps), {"losses": losses, "steps": config.steps}
+
+
+def _halve(
+    student: nn.Module, teacher: nn.Module, pipe: Pipeline, steps: int, training: Training
+) -> list[float]:
+    config = training.config
+    objective = StepDistillation(
+        teacher,
+        pipe.scheduler,
+        steps,
+        pipe.nothing,
+        training.task.seed,
+        config.probability,
+        config.w_low,
+        config.w_high,
+        config.original,
+    )
+    return training(student, objective, config.distill_steps)

@@ -1,0 +1,90 @@
+"""What every block of a denoiser costs, once and for all: seconds measured, or MACs counted.
+
+SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, Sec. 3.1) decides with such a table instead
+of timing every candidate model anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .depth import bypassed
+from .measure import count_macs
+
+Clock = Literal["measured", "macs"]
+_ROUNDS = 6  # the first is a warm-up
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Seconds, or MACs, of the whole denoiser and of the blocks that were asked for."""
+
+    total: float
+    blocks: Mapping[str, float]
+
+    def shares(self) -> dict[str, float]:
+        """Each block's fraction of the whole."""
+        return {name: cost / self.total for name, cost in self.blocks.items()}
+
+
+def block_costs(
+    model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any], clock: Clock
+) -> BlockCosts:
+    """The table for `model(**inputs)`; "macs" is there for results that have to repeat exactly."""
+    if clock == "measured":
+        return _measured(model, names, inputs)
+    total = count_macs(model, inputs).total
+    blocks = {}
+    for name in names:
+        with bypassed(model, [name]):
+            blocks[name] = float(total - count_macs(model, inputs).total)
+    return BlockCosts(float(total), blocks)
+
+
+@torch.no_grad()
+def _measured(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> BlockCosts:
+    """Least of some rounds; all blocks are timed in the same passes as the whole."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    spent: dict[str, list[float]] = {name: [] for name in ["", *names]}
+    started: dict[str, float] = {}
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+        return time.process_time()  # other processes do not count
+
+    def before(name: str) -> Callable[..., None]:
+        def start(*_: Any) -> None:
+            started[name] = now()
+
+        return start
+
+    def after(name: str) -> Callable[..., None]:
+        def stop(*_: Any) -> None:
+            spent[name].append(now() - started[name])
+
+        return stop
+
+    handles = []
+    for name in spent:
+        layer = model.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(before(name)))
+        handles.append(layer.register_forward_hook(after(name)))
+    try:
+        for _ in range(_ROUNDS):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    least = {name: min(found[1:]) for name, found in spent.items()}
+    return BlockCosts(least.pop(""), least)
