@@ -412,11 +412,10 @@ def _resnet(walk: _Walk, name: str, stream: _Stream, time: _Stream | None) -> _S
         return stream
     if isinstance(block, SkipToShortcut):
         return walk.layer(f"{name}.conv_shortcut", stream)
-    known = isinstance(block, ResnetBlock2D) and (
-        block.time_embedding_norm == "default"
-        or getattr(block, "time_emb_proj", None) is None  # a decoder's, which knows no time
-    )
-    if not known:
+    # A decoder knows no time: its ResNets have nothing to add, by whatever name.
+    timeless = getattr(block, "time_emb_proj", None) is None
+    additive = getattr(block, "time_embedding_norm", None) == "default"
+    if not isinstance(block, ResnetBlock2D) or not (additive or timeless):
         raise ValueError(f"{name}: only ResnetBlock2D with an additive time embedding is described")
     if block.upsample is not None or block.downsample is not None:
         raise ValueError(f"{name}: a resnet that resamples is not described")
