@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +27,17 @@ _SPEED = frozenset(
         Metric.THROUGHPUT,
         Metric.MEMORY,
         Metric.MEMORY_SAVED,
+    }
+)
+# What one sample costs grows with the number of steps, unless the note says "per step".
+_PER_SAMPLE = frozenset(
+    {
+        Metric.LATENCY,
+        Metric.LATENCY_SAVED,
+        Metric.SPEEDUP,
+        Metric.THROUGHPUT,
+        Metric.MACS_TOTAL,
+        Metric.FLOPS,
     }
 )
 _COST = frozenset(
@@ -54,7 +65,7 @@ class Comparability:
     unstated: tuple[str, ...]
     """Fields that bear on the metric and that at least one row leaves open."""
     caveats: tuple[str, ...]
-    """Fields that do not forbid the comparison but change its meaning: sparsity, retraining."""
+    """Fields that do not forbid it but change its meaning: sparsity, retraining, steps."""
 
 
 def settings(row: Result) -> dict[str, object]:
@@ -105,24 +116,28 @@ def comparable(a: Result, b: Result, metric: Metric | None = None) -> Comparabil
     What neither row states is taken as equal only inside one table of one document, where the
     authors put the rows side by side; anywhere else it stands in the way.
     """
-    shared = [m.metric for m in a.measures if any(m.metric is n.metric for n in b.measures)]
-    if metric is not None:
-        shared = [m for m in shared if m is metric]
-    caveats = _caveats(a, b)
-    if not shared:
+    both = [m for m in shared(a, b) if metric in (None, m)]
+    caveats = _caveats(a, b, both)
+    if not both:
         return Comparability(False, ("measures",), (), caveats)
-    fields = list(dict.fromkeys(name for m in shared for name in needed(m)))
+    fields = list(dict.fromkeys(name for m in both for name in needed(m)))
     left, right = settings(a), settings(b)
     differing = [f for f in fields if None not in (left[f], right[f]) and left[f] != right[f]]
     differing += [
-        f"{m.value} note" for m in shared if m in _NAMED_BY_NOTE and _note(a, m) != _note(b, m)
+        f"{m.value} note" for m in both if m in _NAMED_BY_NOTE and _note(a, m) != _note(b, m)
     ]
     open_fields = [f for f in fields if left[f] is None or right[f] is None]
     unstated = [f for f in open_fields if left[f] != right[f]] if _same_table(a, b) else open_fields
     return Comparability(not differing and not unstated, tuple(differing), tuple(unstated), caveats)
 
 
-def _caveats(a: Result, b: Result) -> tuple[str, ...]:
+def shared(a: Result, b: Result) -> tuple[Metric, ...]:
+    """The metrics that both rows have, in the order of the first."""
+    theirs = {m.metric for m in b.measures}
+    return tuple(dict.fromkeys(m.metric for m in a.measures if m.metric in theirs))
+
+
+def _caveats(a: Result, b: Result, metrics: Sequence[Metric]) -> tuple[str, ...]:
     names = []
     if (a.sparsity.kind, a.sparsity.value, a.sparsity.pattern) != (
         b.sparsity.kind,
@@ -132,6 +147,9 @@ def _caveats(a: Result, b: Result) -> tuple[str, ...]:
         names.append("sparsity")
     if a.protocol.retraining != b.protocol.retraining:
         names.append("retraining")
+    # Fewer steps may be the technique itself, so they do not forbid a comparison of times.
+    if a.protocol.steps != b.protocol.steps and any(m in _PER_SAMPLE for m in metrics):
+        names.append("steps")
     return tuple(names)
 
 
