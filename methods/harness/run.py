@@ -286,13 +286,18 @@ class Bench:
         return {"images": self._dense_images[seed], "features": self._dense_features[seed]}
 
     def sample(self, pipe: Pipeline, seed: int, what: str = "the pruned model") -> Tensor:
-        """Images (N, C, H, W) of the protocol's noise and requests, on the CPU."""
+        """Images (N, C, H, W) of the protocol's noise and requests, on the CPU.
+
+        In the protocol's sampling steps, or in the pipeline's own where a method changed them: a
+        model that learned to take 8 steps is a model of 8 steps.
+        """
         protocol = self.protocol
-        self.report(f"sample {protocol.samples} images from {what}, {protocol.steps} steps each")
+        steps = protocol.steps if pipe.steps == self.dense.steps else pipe.steps
+        self.report(f"sample {protocol.samples} images from {what}, {steps} steps each")
         return sample(
             pipe,
             self.noise(seed),
-            protocol.steps,
+            steps,
             rows=self.rows(seed),
             batch_size=_SAMPLED_TOGETHER[self.device.type],
             precision=protocol.precision,  # type: ignore[arg-type]

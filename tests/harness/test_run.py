@@ -292,3 +292,11 @@ def test_long_notes_stay_in_the_model_folder(bench: Bench, tmp_path: Path) -> No
     saved = json.loads((tmp_path / "model" / "pruning.json").read_text())
     assert record["notes"][0]["only_in_model_folder"] == ["keep"]
     assert saved["notes"]["stages"][0]["keep"]
+
+
+def test_a_model_with_steps_of_its_own_is_sampled_in_them(bench: Bench) -> None:
+    pipe = bench.dense.private_copy()
+    for changed, steps in ((pipe, PROTOCOL.steps), (replace(pipe, steps=5), 5)):
+        with metered(type(pipe.denoiser)) as cost:
+            bench.sample(changed, 0)
+        assert cost.denoiser_images == steps * PROTOCOL.samples
