@@ -30,12 +30,13 @@ from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
 from kb.recomputed import Recomputed, Verdict, by_row
-from kb.results import Experiment, Table, cells, claim, protocol_line
+from kb.results import Experiment, Table, cells, claim, headline, protocol_line
 from kb.rules import RULES, Rule
 from kb.schema import (
     VOCABULARIES,
     Code,
     CodeStatus,
+    Depth,
     Direction,
     Evidence,
     Family,
@@ -118,6 +119,10 @@ class Inputs:
     """Samples of one method beside the dense model's, by task and method."""
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     """What scripts/bench_kb.py and bench_links.py measured, from site/benchmarks.json."""
+
+    def verdicts_on(self, method: Method) -> Counter[str]:
+        """How many experiments about a method came out which way."""
+        return Counter(e.verdict for e in self.experiments if method.name in e.methods)
 
     def method_of(self, paper: Paper) -> Method | None:
         """The method file that implements `paper`."""
@@ -277,19 +282,22 @@ def measure_cell(measure: Measure) -> Markup:
     return shown
 
 
-def sparsity(value: Sparsity) -> str:
-    """How much was removed, and of what."""
+def sparsity(value: Sparsity) -> Markup:
+    """How much was removed, of what, and in small letters of which part."""
     if value.kind is SparsityKind.NONE:
-        return "dense"
-    words = [f"{number(round(100 * value.value, 6))} %"] if value.value is not None else []
-    words += [value.pattern] if value.pattern else []
-    words.append(f"of {value.kind.value}" if value.kind is not SparsityKind.UNSTATED else "")
-    if value.kind is SparsityKind.UNSTATED:
-        words.append("of what is not stated" if value.value is not None else "not stated")
-    text = " ".join(w for w in words if w)
-    extra = [value.scope] if value.scope else []
-    extra += ["derived"] if value.origin.value == "derived" else []
-    return f"{text} ({'; '.join(extra)})" if extra else text
+        return Markup("dense")
+    parts = [f"{number(round(100 * value.value, 6))} %"] if value.value is not None else []
+    parts += [value.pattern] if value.pattern else []
+    if value.kind is not SparsityKind.UNSTATED:
+        parts.append(f"of {value.kind.value}")
+    else:
+        parts.append("of what is not stated" if value.value is not None else "not stated")
+    text = plain(" ".join(parts))
+    asides = [value.scope] if value.scope else []
+    asides += ["derived"] if value.origin.value == "derived" else []
+    return (
+        text + Markup("<br><small>{}</small>").format(plain("; ".join(asides))) if asides else text
+    )
 
 
 def protocol(row: Result) -> str:
@@ -335,9 +343,17 @@ def code_label(paper: Paper) -> str:
 
 
 def code_cell(paper: Paper) -> Markup:
-    """The same, as a link."""
+    """The same, as a link in Markdown."""
     code = best_code(paper)
     return link(code_label(paper), code.url if code else None)
+
+
+def code_anchor(paper: Paper) -> Markup:
+    """The same, as a link in HTML."""
+    code = best_code(paper)
+    address = safe_url(code.url) if code else None
+    label = plain(code_label(paper))
+    return Markup('<a href="{}">{}</a>').format(address, label) if address else label
 
 
 def removed(paper: Paper) -> str:
@@ -362,10 +378,15 @@ def weak_evidence(paper: Paper) -> str | None:
     }.get(paper.evidence)
 
 
-def fix_link(paper_id: str, repository: str) -> Markup:
-    """Address of the issue form with the entry filled in, for a link's target."""
-    query = urlencode({"template": "fix-entry.yml", "title": f"Fix {paper_id}", "entry": paper_id})
+def issue_link(repository: str, form: str, title: str, **fields: str) -> Markup:
+    """Address of an issue form with some of its fields filled in, for a link's target."""
+    query = urlencode({"template": f"{form}.yml", "title": title, **fields})
     return Markup(f"{repository}/issues/new?{query.replace('&', '&amp;')}")
+
+
+def words(name: str) -> str:
+    """`PublicationType` as people write it: Publication type."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
 
 
 def unread_items(paper: Paper) -> tuple[ReportItem, ...]:
@@ -418,16 +439,19 @@ def reporting_cell(paper: Paper, item: ReportItem) -> Markup:
 
 
 def read_for_gaps(literature: Literature) -> tuple[Paper, ...]:
-    """The works that were read closely enough to say what they leave out."""
-    return tuple(
-        p for p in literature.papers if set(reporting(p).values()) != {Reporting.NOT_TRANSCRIBED}
-    )
+    """The works about which anything is known of what they report, those with most known first."""
+
+    def unknown(paper: Paper) -> int:
+        return len(unread_items(paper))
+
+    found = (p for p in literature.papers if unknown(p) < len(ReportItem))
+    return tuple(sorted(found, key=lambda p: (unknown(p), p.id)))
 
 
-def gaps(literature: Literature) -> dict[ReportItem, int]:
-    """How many works were read for an item without finding it."""
+def gaps(literature: Literature) -> dict[ReportItem, Counter[Reporting]]:
+    """How many works report an item, do not report it, or were not read for it."""
     states = [reporting(p) for p in literature.papers]
-    return {item: sum(s[item] is Reporting.NOT_REPORTED for s in states) for item in ReportItem}
+    return {item: Counter(s[item] for s in states) for item in ReportItem}
 
 
 def fenced(text: str, language: str) -> Markup:
@@ -606,7 +630,7 @@ def type_name(hint: Any) -> Markup:
             return plain(name)
     if isinstance(hint, type):
         if issubclass(hint, Term | Metric):
-            return Markup(f"one of [{hint.__name__}](glossary.md#{hint.__name__.lower()})")
+            return Markup(f"one of [{words(hint.__name__)}](glossary.md#{hint.__name__.lower()})")
         if issubclass(hint, Record):
             return Markup(f"[{hint.__name__}](#{hint.__name__.lower()})")
     origin, inner = get_origin(hint), get_args(hint)
@@ -708,6 +732,7 @@ def environment(templates: Path) -> jinja2.Environment:
         cell=cell,
         claims=claims,
         code_block=fenced,
+        code_anchor=code_anchor,
         code_cell=code_cell,
         code_label=code_label,
         commas=commas,
@@ -730,6 +755,7 @@ def environment(templates: Path) -> jinja2.Environment:
         report_items=tuple(ReportItem),
         reporting=reporting,
         result_cells=cells,
+        headline=headline,
         result_claim=claim,
         result_protocol=protocol_line,
         row_source=row_source,
@@ -742,7 +768,9 @@ def environment(templates: Path) -> jinja2.Environment:
         terms=terms,
         venue=venue,
         weak_evidence=weak_evidence,
+        words=words,
         missing=Reporting.NOT_REPORTED,
+        states=tuple(Reporting),
         unread_items=unread_items,
         pruning=Section.PRUNING,
         complementary=Section.COMPLEMENTARY,
@@ -763,6 +791,19 @@ def families(literature: Literature, section: Section) -> list[tuple[Family, lis
     ]
 
 
+def best_known(inputs: Inputs) -> list[Paper]:
+    """Pruning first; what runs here, then what was read most closely, then the newest."""
+    runs = {m.paper for m in inputs.methods}
+    sections, depths = list(Section), list(Depth)
+
+    def rank(paper: Paper) -> tuple[int, bool, int, int, str]:
+        depth = depths.index(paper.curation.depth)
+        year = paper.publication.year or paper.year or 0
+        return sections.index(paper.section), paper.id not in runs, -depth, -year, paper.id
+
+    return sorted(inputs.literature.papers, key=rank)
+
+
 def _context(inputs: Inputs) -> dict[str, Any]:
     literature = inputs.literature
     repository = inputs.project.repository
@@ -771,7 +812,8 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "literature": literature,
         "papers": literature.papers,
         "repository": Markup(repository),
-        "fix": lambda paper: fix_link(paper.id, repository),
+        "best_known": best_known(inputs),
+        "issue": partial(issue_link, repository),
         "families": {s: families(literature, s) for s in Section},
         "method_of": {m.paper: m for m in inputs.methods if m.paper},
         "results": inputs.results,

@@ -485,6 +485,20 @@ def _spread(values: Iterable[float]) -> Table:
     }
 
 
+def headline(table: Table) -> list[Table]:
+    """The dense row, then of every method the row that was retrained longest and cut deepest."""
+    last: dict[str, Table] = {}
+    for row in table["rows"]:
+        kept = last.setdefault(row["method"], row)
+        if _depth(row) > _depth(kept):
+            last[row["method"]] = row
+    return sorted(last.values(), key=lambda row: (row["slug"] != "dense", row["frechet"]["mean"]))
+
+
+def _depth(row: Table) -> tuple[int, float, float]:
+    return row["optimizer_steps"], -row["macs_fraction"], -row["nonzero_fraction"]
+
+
 # --- order -----------------------------------------------------------------------------------
 
 
