@@ -14,8 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -125,17 +128,27 @@ class MacsModel:
 
     def macs(self, widths: Widths) -> int:
         """MACs for one image when the groups have these widths; absent groups stay dense."""
-        removed: dict[tuple[str, str], int] = {}
-        for group in self.groups:
-            gone = group.size - widths.get(group.name, group.size)
-            for member, starts in group.members.items():
-                removed[member] = removed.get(member, 0) + gone * len(starts)
-        return sum(
-            uses
-            * (self.shapes[name][0] - removed.get((name, "out"), 0))
-            * (self.shapes[name][1] - removed.get((name, "in"), 0))
-            for name, uses in self.per_weight.items()
-        )
+        uses, rows, columns, in_rows, in_columns = self._counts
+        gone = np.array([g.size - widths.get(g.name, g.size) for g in self.groups], dtype=np.int64)
+        return int((uses * (rows - in_rows @ gone) * (columns - in_columns @ gone)).sum())
+
+    @cached_property
+    def _counts(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Uses, rows and columns (layers,), and how often each group is in them (layers, groups).
+
+        A search for widths asks for thousands of sizes: what it needs is counted once.
+        """
+        place = {name: index for index, name in enumerate(self.per_weight)}
+        found = {
+            axis: np.zeros((len(place), len(self.groups)), dtype=np.int64) for axis in ("out", "in")
+        }
+        for index, group in enumerate(self.groups):
+            for (module, axis), starts in group.members.items():
+                if module in place and axis in found:
+                    found[axis][place[module], index] += len(starts)
+        uses = np.array(list(self.per_weight.values()), dtype=np.int64)
+        shapes = np.array([self.shapes[name] for name in place], dtype=np.int64).reshape(-1, 2)
+        return uses, shapes[:, 0], shapes[:, 1], found["out"], found["in"]
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
