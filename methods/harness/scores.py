@@ -99,6 +99,30 @@ def choose(
     return keep
 
 
+def overlap(one: Keep, other: Keep) -> float:
+    """The fraction of kept channels that two selections of equal widths share, [0, 1].
+
+    Groups that keep all their channels are in neither and do not count.
+
+    Raises:
+        ValueError: the selections differ in groups or widths, or nothing is cut.
+    """
+    if {name: len(kept) for name, kept in one.items()} != {
+        name: len(kept) for name, kept in other.items()
+    }:
+        raise ValueError("only selections of equal widths can be compared")
+    total = sum(len(kept) for kept in one.values())
+    if total == 0:
+        raise ValueError("nothing is cut, so there is nothing to compare")
+    return sum(len(set(kept) & set(other[name])) for name, kept in one.items()) / total
+
+
+def chance_overlap(sizes: Mapping[str, int], keep: Keep) -> float:
+    """What `overlap` is on average for a selection by chance: w^2 / C of C channels, w kept."""
+    shared = sum(len(kept) ** 2 / sizes[name] for name, kept in keep.items())
+    return shared / sum(len(kept) for kept in keep.values())
+
+
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     weights, grads = {}, {}
     for name, module in model.named_modules():

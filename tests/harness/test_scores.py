@@ -8,7 +8,7 @@ from torch import nn
 
 from methods import diff_pruning
 from methods.harness.channels import channel_groups
-from methods.harness.scores import GroupScore, choose
+from methods.harness.scores import GroupScore, chance_overlap, choose, overlap
 from methods.harness.surgery import ratio_widths
 
 from . import tiny
@@ -140,3 +140,29 @@ def test_sequential_scoring_ignores_what_is_already_cut():
 def test_unknown_order_is_refused():
     with pytest.raises(ValueError, match="order must be one of"):
         choose(tiny.unet(), GroupScore(lambda w, _: w.sum(dim=1)), {}, order="random")
+
+
+def test_overlap_by_hand():
+    one = {"a": [0, 1, 2], "b": [4]}
+    assert overlap(one, one) == 1.0
+    assert overlap(one, {"a": [2, 3, 5], "b": [5]}) == 0.25
+    with pytest.raises(ValueError, match="equal widths"):
+        overlap(one, {"a": [0, 1], "b": [4]})
+    with pytest.raises(ValueError, match="nothing is cut"):
+        overlap({}, {})
+
+
+def test_chance_overlap_is_what_random_selections_share():
+    sizes = {"a": 8, "b": 20}
+    expected = chance_overlap(sizes, {"a": list(range(6)), "b": list(range(5))})
+    assert expected == (36 / 8 + 25 / 20) / 11
+    draw = torch.Generator().manual_seed(0)
+
+    def chosen():
+        return {
+            "a": torch.randperm(8, generator=draw)[:6].tolist(),
+            "b": torch.randperm(20, generator=draw)[:5].tolist(),
+        }
+
+    found = [overlap(chosen(), chosen()) for _ in range(2000)]
+    assert abs(sum(found) / len(found) - expected) < 0.01
