@@ -1,4 +1,4 @@
-"""Drop the blocks that guided answers miss least, retrain guided answers, distil to fewer steps.
+"""Reconstructed: drop the blocks that guided answers miss least, retrain, distil to fewer steps.
 
 A RECONSTRUCTION from the abstract alone: H. Wang and H. Wang, "Improved Techniques for Training
 Smaller and Faster Stable Diffusion", ICLR 2025 workshop DeLTa, OpenReview t9m14jybcI. No code and
