@@ -295,9 +295,9 @@ def sparsity(value: Sparsity) -> Markup:
     text = plain(" ".join(parts))
     asides = [value.scope] if value.scope else []
     asides += ["derived"] if value.origin.value == "derived" else []
-    return (
-        text + Markup("<br><small>{}</small>").format(plain("; ".join(asides))) if asides else text
-    )
+    if not asides:
+        return text
+    return text + Markup("<br><small>") + plain("; ".join(asides)) + Markup("</small>")
 
 
 def protocol(row: Result) -> str:

@@ -389,8 +389,25 @@ def test_a_family_page_lists_both_halves_of_the_list() -> None:
     same = papers[1].model_copy(update={"family": papers[0].family})
     both = literature().model_copy(update={"papers": (papers[0], same)})
     page = render.pages(inputs(both), TEMPLATES)["families/weight-pruning.md"]
-    assert "(../papers/first.md)" in page
-    assert "(../papers/second.md)" in page
+    assert '<a href="../papers/first.html">' in page
+    assert '<a href="../papers/second.html">' in page
+    cells = re.findall(r'<td data-label="([^"]+)"', page)
+    heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
+    assert cells == heads * 2
+
+
+def test_the_home_page_begins_with_what_is_known_best() -> None:
+    first, second = literature().papers
+    read = first.curation.model_copy(update={"depth": Depth.PAPER_READ})
+    papers = (
+        first.model_copy(update={"id": "new-but-unread", "year": 2026}),
+        first.model_copy(update={"id": "read", "curation": read}),
+        second,
+        first,  # the one that METHOD implements
+    )
+    home = render.pages(inputs(literature().model_copy(update={"papers": papers})), TEMPLATES)
+    shown = re.findall(r'<a href="papers/([\w-]+)\.html"', home["index.md"])
+    assert shown == ["first", "read", "new-but-unread", "second"]
 
 
 def test_models_are_found_by_any_usual_spelling() -> None:
@@ -464,7 +481,8 @@ def test_every_field_and_word_is_explained() -> None:
         rows = render.field_rows(record)
         assert all(row.meaning for row in rows), record
         for row in rows:
-            assert f"| `{row.name}` |" in found["fields.md"]
+            required = " <small>required</small>" if row.required else ""
+            assert f"| `{row.name}`{required} |" in found["fields.md"]
     for term in (*Evidence, *Depth):
         assert f'<a id="{render.term_id(term)}"></a>' in found["glossary.md"]
 

@@ -7,7 +7,7 @@ import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 import yaml
@@ -218,7 +218,22 @@ def test_issue_forms_are_sound_and_take_the_prefilled_entry() -> None:
         for field in form["body"]:
             assert field["type"] in {"input", "textarea", "dropdown"}, name
             assert field["attributes"]["label"], name
-    assert "entry" in [field["id"] for field in forms["fix-entry.yml"]["body"]]
+
+
+def test_links_to_issue_forms_fill_in_fields_that_are_there(pages: dict[Path, Page]) -> None:
+    forms = ROOT / ".github" / "ISSUE_TEMPLATE"
+    seen = set()
+    for page in pages.values():
+        for href in page.links:
+            parts = urlsplit(href)
+            if not parts.path.endswith("/issues/new"):
+                continue
+            query = dict(parse_qsl(parts.query, strict_parsing=True))
+            form = yaml.safe_load((forms / query.pop("template")).read_text(encoding="utf-8"))
+            assert query.pop("title").startswith(form["title"].strip())
+            assert query and set(query) <= {field["id"] for field in form["body"]}
+            seen.add(form["name"])
+    assert len(seen) == 3
 
 
 def test_the_repository_is_named_alike_wherever_it_must_be() -> None:
