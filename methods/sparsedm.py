@@ -9,7 +9,8 @@ masked, plus a decay of what is masked now:
 
     dL/dW = dL/dW' + decay * (1 - mask) * W
 
-so that masked weights fade or come back. Loss: a |target - student|^2 + b |teacher - student|^2,
+so that masked weights fade or come back; `dense_gradient` off masks the first term too: a masked
+weight then learns nothing and comes back only if a kept one falls below it. Loss: a |target - student|^2 + b |teacher - student|^2,
 (a, b) = (1, 0) plain, (0, 1) teacher only, (1, 0.1) the default and the code's "lsm3".
 `progressive` tightens the pattern in four phases of equal length (2:4 comes after 6:8, 5:8, 4:8),
 each with a new optimizer and a new loss; the published loop keeps the old ones by mistake.
@@ -60,6 +61,7 @@ class Config:
     layout: Along = "input"  # runs along input channels, or "flattened" as the authors' code
     layers: Which = "inner"  # or "all": first, last and time-embedding layers too
     decay: float = 2e-4  # pull of masked weights towards zero, lambda of the paper
+    dense_gradient: bool = True  # masked weights get the gradient too; off: an ablation
     noise_weight: float = 1.0  # weight of the denoising loss
     teacher_weight: float = 0.1  # weight of the distance to the dense model's answer; 0: no teacher
     progressive: bool = False  # tighten the pattern in four phases
@@ -106,6 +108,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
             task.dense.denoiser,
             config.noise_weight,
             config.teacher_weight,
+            config.dense_gradient,
         )
         losses += retrain(pipe.denoiser, batches, recipe, objective)
     last = magnitude_masks(layers, target)
@@ -138,29 +141,36 @@ class SparseWeight(torch.autograd.Function):
     """W with its masked entries zero; backward as in the module's equation."""
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, decay: float) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, decay: float, dense_gradient: bool) -> Tensor:
         return weight.masked_fill(mask, 0.0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        weight, mask, ctx.decay = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, bool], output: Tensor) -> None:
+        weight, mask, ctx.decay, ctx.dense_gradient = inputs
         ctx.save_for_backward(weight, mask)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         weight, mask = ctx.saved_tensors
-        return grads[0] + ctx.decay * (mask * weight), None, None
+        upstream = grads[0] if ctx.dense_gradient else grads[0].masked_fill(mask, 0.0)
+        return upstream + ctx.decay * (mask * weight), None, None, None
 
 
 def sparse_weights(
-    model: nn.Module, names: tuple[str, ...], pattern: NOfM, decay: float
+    model: nn.Module,
+    names: tuple[str, ...],
+    pattern: NOfM,
+    decay: float,
+    dense_gradient: bool = True,
 ) -> dict[str, Tensor]:
     """Masked weights of the named layers by parameter name; masks from the magnitudes of now."""
     masked = {}
     for name in names:
         weight = model.get_parameter(f"{name}.weight")
         mask = removed(weight.detach().abs(), pattern, name)
-        masked[f"{name}.weight"] = SparseWeight.apply(weight, mask, decay)  # type: ignore[no-untyped-call]
+        masked[f"{name}.weight"] = SparseWeight.apply(  # type: ignore[no-untyped-call]
+            weight, mask, decay, dense_gradient
+        )
     return masked
 
 
@@ -174,9 +184,10 @@ class SparseLoss:
     teacher: nn.Module
     noise_weight: float
     teacher_weight: float
+    dense_gradient: bool = True
 
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
-        weights = sparse_weights(model, self.names, self.pattern, self.decay)
+        weights = sparse_weights(model, self.names, self.pattern, self.decay, self.dense_gradient)
         inputs = (batch.x_t,)
         settings = {"timestep": batch.t, "return_dict": False, **batch.condition}
         answer = functional_call(model, weights, inputs, settings)[0].float()

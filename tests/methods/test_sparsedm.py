@@ -11,7 +11,7 @@ from torch import nn
 
 from methods import sparsedm
 from methods.harness.calibration import calibration
-from methods.harness.masks import NOfM, as_matrix, sparse_layers
+from methods.harness.masks import NOfM, as_matrix, removed, sparse_layers
 from methods.sparsedm import Config, SparseLoss, SparseWeight, compress, schedule
 from tests.harness import tiny
 
@@ -77,12 +77,29 @@ def test_without_a_data_gradient_masked_weights_shrink_by_the_power():
     assert torch.equal(weight.detach()[~mask], start[~mask])
 
 
-def test_the_estimator_gives_no_gradient_to_the_mask():
-    weight = torch.randn(2, 4, requires_grad=True)
-    mask = torch.tensor([[True, True, False, False]] * 2)
-    out = SparseWeight.apply(weight, mask, 0.0)
-    out.sum().backward()
-    assert torch.equal(weight.grad, torch.ones(2, 4))
+def test_the_estimator_by_hand_with_and_without_the_dense_gradient():
+    mask = torch.tensor([[True, True, False, False]])
+    found = []
+    for dense_gradient in (True, False):
+        weight = torch.tensor([[1.0, -2.0, 3.0, 4.0]], requires_grad=True)
+        out = SparseWeight.apply(weight, mask, 0.5, dense_gradient)
+        (out * torch.tensor([[10.0, 20.0, 30.0, 40.0]])).sum().backward()
+        found.append(weight.grad.tolist())
+    assert found == [[[10.5, 19.0, 30.0, 40.0]], [[0.5, -1.0, 30.0, 40.0]]]
+
+
+def test_without_the_dense_gradient_masked_weights_learn_nothing():
+    pipe = tiny.pipeline()
+    layers = sparse_layers(pipe.denoiser)
+    batch = calibration(tiny.task(pipe), 4, 1, "test")[0]
+    for dense_gradient in (True, False):
+        student = tiny.unet(seed=3)
+        loss = SparseLoss(NOfM(2, 4), tuple(layers), 0.0, pipe.denoiser, 1.0, 0.0, dense_gradient)
+        loss(student, batch).backward()
+        for name, layer in sparse_layers(student).items():
+            mask = removed(layer.weight.detach().abs(), NOfM(2, 4))
+            assert layer.weight.grad[~mask].abs().sum() > 0, name
+            assert (layer.weight.grad[mask].abs().sum() > 0) == dense_gradient, name
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (0.0, 1.0), (1.0, 0.1)])
