@@ -10,8 +10,10 @@ masked, plus a decay of what is masked now:
     dL/dW = dL/dW' + decay * (1 - mask) * W
 
 so that masked weights fade or come back; `dense_gradient` off masks the first term too: a masked
-weight then learns nothing and comes back only if a kept one falls below it. Loss: a |target - student|^2 + b |teacher - student|^2,
-(a, b) = (1, 0) plain, (0, 1) teacher only, (1, 0.1) the default and the code's "lsm3".
+weight then learns nothing and comes back only if a kept one falls below it.
+
+Loss: a |target - student|^2 + b |teacher - student|^2, (a, b) = (1, 0) plain, (0, 1) teacher only,
+(1, 0.1) the default and the code's "lsm3".
 `progressive` tightens the pattern in four phases of equal length (2:4 comes after 6:8, 5:8, 4:8),
 each with a new optimizer and a new loss; the published loop keeps the old ones by mistake.
 
