@@ -7,13 +7,15 @@ The answers are the guided ones, since those are what a sampler uses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .calibration import calibration
+from .data import Splits
 from .denoise import Condition, guided
-from .pipeline import NoisedBatch
+from .pipeline import NoisedBatch, Task
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,23 @@ class Judge:
         """Mean squared difference to the wanted answers, a mean over batches; 0 is the best."""
         found = zip(self.answers(model), self.wanted, strict=True)
         return float(torch.stack([(a - b).square().mean() for a, b in found]).mean())
+
+
+def held_out_judges(
+    task: Task, images: int, timesteps: int, guidance: float, name: str
+) -> dict[str, Judge]:
+    """Who compares with the dense model on reference images, which nothing was trained on.
+
+    "guided" answers at that weight, "unguided" ones, and "null", those to the empty request.
+    """
+    dense = task.dense
+    reference = replace(task, splits=Splits(*(task.splits.reference,) * 3))
+    batches = calibration(reference, images, timesteps, name)
+    null = dense.nothing(images)
+    empty = [replace(batch, condition=null) for batch in batches]
+    plain = [1.0] * len(batches)
+    return {
+        "guided": Judge.of(dense.denoiser, batches, [guidance] * len(batches), null),
+        "unguided": Judge.of(dense.denoiser, batches, plain, null),
+        "null": Judge.of(dense.denoiser, empty, plain, null),
+    }
