@@ -249,7 +249,7 @@ def row_source(origin: Source) -> Markup:
     if document.startswith("https://"):
         document = document.removeprefix("https://").split("/", 1)[0]
     shown = link(place, source_url(origin.document))
-    shown += Markup("<br><small>") + plain(document)
+    shown += Markup('<br><small class="wide">') + plain(document)
     if origin.via:
         shown += Markup(" via ") + link(origin.via, source_url(origin.via))
     return shown + Markup("</small>")
@@ -497,6 +497,8 @@ class Claims:
     rows: tuple[Result, ...]
     differing: tuple[str, ...]
     """Fields in which the rows differ or that they leave open, so that they must not be ranked."""
+    notes: tuple[str, ...]
+    """What a reader must know of some rows, each once."""
 
 
 _METRIC_ORDER = {metric: index for index, metric in enumerate(Metric)}
@@ -522,6 +524,7 @@ def claims(paper: Paper) -> tuple[Claims, ...]:
                 tuple(sorted(metrics, key=_METRIC_ORDER.__getitem__)),
                 tuple(rows),
                 tuple(name.replace("_", " ") for name in differing),
+                tuple(dict.fromkeys(row.note for row in rows if row.note)),
             )
         )
     return tuple(found)

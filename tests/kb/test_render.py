@@ -378,8 +378,9 @@ def test_paper_page_says_what_it_rests_on_and_relates_to() -> None:
     assert "nowhere" not in second
     assert "[seeds](../glossary.md#reportitem-seeds" in first
     assert "**5** <small>dense&nbsp;4; Some words</small>" in first
-    where = "[Some words](https://example.org/)<br><small>example.org via Some words</small>"
-    assert where in first
+    place = '<br><small class="wide">example.org via Some words</small>'
+    assert f"[Some words](https://example.org/){place}" in first
+    assert first.count("<sup>1</sup>") == 4  # two tables, each a row and its note
     assert "issues/new?template=fix-entry.yml&amp;title=Fix+first&amp;entry=first" in first
     assert "@inproceedings{first," in first
 
