@@ -1,0 +1,48 @@
+"""Do pruning, low precision and fewer steps add up on a DiT?
+
+{dense, pruned, pruned and distilled} x {fp32, bf16, dynamic int8} x {DDIM, DPM-Solver++} x
+{50, 20, 8 steps}: error to the dense model at the same noise, distance to real photographs,
+agreement with the request, CPU time and bytes. Pruned is laptop_diff; int8 has CPU kernels only and
+leaves convolutions in fp32.
+
+Expect: `python -m methods experiment stacking_dit`; an hour of one core, minutes with a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods import registry
+from methods.harness import stacking
+from methods.harness.experiment import Finding, Lab
+
+CARD = {
+    "methods": ["laptop_diff", "distill"],
+    "task": "fashion_dit",
+    "bar": "no combination errs surely more than the sum of its parts (95 % interval over images)",
+    "source": "the question that every list of complements leaves open: do the gains stack?",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One size, one length of distillation."""
+
+    params: float = 0.75  # denoiser parameters left
+    distill_steps: int = 400  # optimizer steps
+    images: int = 200  # of every combination
+    most_steps: int = 50  # sampling steps of the reference
+    some_steps: int = 20
+    few_steps: int = 8
+
+
+def investigate(lab: Lab, config: Config) -> Finding:
+    """Every combination on this base."""
+    size = f"laptop_diff.params={config.params}"
+    retrained = f"distill.steps={config.distill_steps}"
+    recipes = {
+        "pruned": registry.build_recipe(["laptop_diff"], [size]),
+        "distilled": registry.build_recipe(["laptop_diff", "distill"], [size, retrained]),
+    }
+    steps = (config.most_steps, config.some_steps, config.few_steps)
+    return stacking.investigate(lab, "fashion_dit", recipes, steps, config.images)

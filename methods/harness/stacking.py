@@ -1,0 +1,267 @@
+"""Do a pruned model, low precision and fewer steps add up? Every combination on one base.
+
+The error of a combination is the mean squared difference of its images to those of the dense model
+in fp32 with the most DDIM steps, from the same noise. Independent errors add in this measure, so a
+combination is flagged where its error is surely larger than the sum of the errors of its parts
+alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from kb.results import paired_interval
+from methods import registry
+
+from . import measure, metrics
+from .alignment import agreement
+from .experiment import Column, Finding, Lab, Value
+from .features import lite0_features
+from .pipeline import Pipeline
+from .run import Bench
+from .sample import DTYPES, sample
+
+SAMPLERS = ("ddim", "dpm++")
+PRECISIONS = ("fp32", "bf16", "int8")
+MODELS = ("dense", "pruned", "distilled")
+_NAME = "stacking"
+_THREADS = 4  # for int8, whose kernels are on the CPU only
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination with what it drew."""
+
+    model: str
+    precision: str
+    sampler: str
+    steps: int
+    images: Tensor  # (N, C, H, W) in [-1, 1]
+
+
+def int8(pipe: Pipeline) -> Pipeline:
+    """The pipeline on the CPU, its linear layers in dynamic int8; convolutions stay fp32.
+
+    Weights are quantized once, activations at every call (torch's own quantize_dynamic).
+    """
+    quantized = pipe.private_copy().to("cpu")
+    with warnings.catch_warnings():
+        # torch announces that torchao takes this over.
+        warnings.filterwarnings("ignore", message="(?s).*(torchao|quantized tensor creation)")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = torch.ao.quantization.quantize_dynamic(
+            quantized.denoiser.float().eval(), {nn.Linear}, dtype=torch.qint8
+        )
+    return replace(quantized, denoiser=model)
+
+
+def quantized_bytes(model: nn.Module) -> int:
+    """Bytes of a checkpoint of a model with int8 layers: packed weights, scales and the rest."""
+    total = 0
+    for value in model.state_dict().values():
+        parts = value if isinstance(value, tuple) else (value,)
+        for tensor in parts:
+            if isinstance(tensor, Tensor):
+                total += tensor.numel() * tensor.element_size()
+                if tensor.is_quantized and tensor.qscheme() == torch.per_channel_affine:
+                    total += 16 * len(tensor.q_per_channel_scales())
+    return total
+
+
+def schedule(pipe: Pipeline, sampler: str) -> Any:
+    """The scheduler of a sampler by the base's own noise levels."""
+    if sampler == "ddim":
+        return DDIMScheduler.from_config(pipe.scheduler.config)
+    return DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++", solver_order=2
+    )
+
+
+def draw(pipe: Pipeline, precision: str, sampler: str, steps: int, noise: Tensor, rows: Any) -> Any:
+    """Images of one combination; `pipe` is quantized already where precision is int8."""
+    on_cpu = precision == "int8"
+    return sample(
+        pipe,
+        noise,
+        steps,
+        rows=rows,
+        scheduler=schedule(pipe, sampler),
+        batch_size=50 if pipe.device.type == "cpu" else 500,
+        precision="fp32" if on_cpu else precision,  # type: ignore[arg-type]
+        threads=min(_THREADS, os.cpu_count() or 1) if on_cpu else None,
+    )
+
+
+def errors(images: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared difference of every image, (N,)."""
+    return (images - reference).square().flatten(1).mean(dim=1)
+
+
+def excess(
+    cells: Mapping[tuple[str, str, str, int], Tensor], key: tuple[str, str, str, int], most: int
+) -> tuple[float, float, tuple[float, float] | None]:
+    """(error, sum of the parts' errors, 95 % interval of the difference over images).
+
+    `cells` maps a combination to its images' errors (N,). Parts are the model alone, the precision
+    alone, and the sampler with its steps alone, all else as in the reference.
+    """
+    model, precision, sampler, steps = key
+    parts = {
+        (model, "fp32", "ddim", most),
+        ("dense", precision, "ddim", most),
+        ("dense", "fp32", sampler, steps),
+    } - {("dense", "fp32", "ddim", most)}
+    alone = sum((cells[part] for part in parts), torch.zeros_like(cells[key]))
+    difference = (cells[key] - alone).tolist()
+    interval = paired_interval(difference) if len(parts) > 1 and len(difference) > 1 else None
+    return float(cells[key].mean()), float(alone.mean()), interval
+
+
+def investigate(
+    lab: Lab,
+    task: str,
+    recipes: Mapping[str, registry.Recipe],
+    steps: Sequence[int],
+    images: int,
+) -> Finding:
+    """Draw and compare every combination; the first seed gives noise, requests and retraining.
+
+    Raises:
+        ValueError: `recipes` does not name a pruned and a distilled model.
+    """
+    if set(recipes) != set(MODELS) - {"dense"}:
+        raise ValueError(f"stacking compares {', '.join(MODELS)}, not {', '.join(recipes)}")
+    bench, seed = lab.bench(task), lab.seeds[0]
+    around = bench.task_at(seed)
+    noise, rows = around.noise(images, _NAME), around.prompts(images, _NAME)
+    pipes = {"dense": bench.dense}
+    for name, recipe in recipes.items():
+        pipes[name] = bench.compress(recipe, seed)[0]
+    most = max(steps)
+    drawn: dict[tuple[str, str, str, int], Tensor] = {}
+    bytes_, calls = _costs(bench, pipes)
+    for name, pipe in pipes.items():
+        small = int8(pipe)
+        for precision, sampler, count in product(PRECISIONS, SAMPLERS, steps):
+            lab.report(f"{task}: {name}, {precision}, {sampler}, {count} steps")
+            used = small if precision == "int8" else pipe
+            drawn[name, precision, sampler, count] = draw(
+                used, precision, sampler, count, noise, rows
+            )
+    reference = drawn["dense", "fp32", "ddim", most]
+    off = {key: errors(found, reference) for key, found in drawn.items()}
+    found = []
+    slowest = most * calls["dense", "fp32"]
+    for key, pictures in drawn.items():
+        error, alone, interval = excess(off, key, most)
+        features = lite0_features(pictures, device=lab.device)
+        asked = bench.classifier is not None and rows is not None
+        share = agreement(bench.classifier, pictures, rows) if asked else {}  # type: ignore[arg-type]
+        row: dict[str, Value] = dict(
+            zip(("model", "precision", "sampler", "steps"), key, strict=True)
+        )
+        row["frechet"] = metrics.frechet_distance(
+            metrics.feature_stats(features), bench.reference_stats
+        )
+        row["agreement"] = share.get("all", share.get("class"))
+        row["error"] = error
+        row["alone"] = alone
+        row["more"] = "more than the sum" if interval is not None and interval[0] > 0 else ""
+        row["speedup"] = slowest / (key[3] * calls[key[:2]])
+        row["bytes"] = bytes_[key[:2]] / 1e6
+        found.append(row)
+    return _finding(found, most)
+
+
+def _costs(
+    bench: Bench, pipes: Mapping[str, Pipeline]
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
+    """Weight bytes, and seconds of one denoiser call on one CPU thread, by model and precision."""
+    inputs = bench.task_at(0).example_inputs(bench.protocol.latency_batch, "cpu")
+    sizes: dict[tuple[str, str], int] = {}
+    calls: dict[str, Callable[[], object]] = {}
+
+    def call(model: nn.Module, dtype: torch.dtype) -> Callable[[], object]:
+        ready = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+        def forward() -> None:
+            with torch.inference_mode():
+                model(**ready)
+
+        return forward
+
+    for name, pipe in pipes.items():
+        for precision in PRECISIONS:
+            if precision == "int8":
+                model = int8(pipe).denoiser
+                sizes[name, precision] = quantized_bytes(model)
+            else:
+                model = copy.deepcopy(pipe.denoiser).cpu().eval().requires_grad_(False)
+                nn.Module.to(model, dtype=DTYPES[precision])
+                sizes[name, precision] = measure.weight_bytes(model)
+            calls[f"{name}/{precision}"] = call(model, DTYPES.get(precision, torch.float32))
+    timed = measure.interleaved(calls, rounds=bench.protocol.latency_rounds, threads=1)
+    return sizes, {
+        (key.split("/")[0], key.split("/")[1]): timing.cpu.median for key, timing in timed.items()
+    }
+
+
+def _finding(rows: Sequence[dict[str, Any]], most: int) -> Finding:
+    mixed = [row for row in rows if _parts(row, most) > 1]
+    over = [row for row in mixed if row["more"]]
+    start = next(row for row in rows if _parts(row, most) == 0)
+    measure_ = "agreement" if start["agreement"] is not None else "frechet"
+    sign = -1 if measure_ == "frechet" else 1
+    slack = 0.02 if sign > 0 else -0.05 * start["frechet"]
+    good = [r for r in rows if sign * r[measure_] >= sign * start[measure_] - sign * slack]
+    best = max(good, key=lambda row: row["speedup"])
+    sums = fmean(row["error"] / max(row["alone"], 1e-12) for row in mixed)
+    words = f"{best['model']}, {best['precision']}, {best['sampler']} with {best['steps']} steps"
+    answer = (
+        f"Of {len(mixed)} combinations {len(over)} err by more than the sum of their parts; on "
+        f"average a combination errs {sums:.2f} times that sum. The fastest that stays within "
+        f"{'2 points of agreement' if sign > 0 else '5 % of the Fréchet distance'} of the dense "
+        f"model in fp32 with {most} steps is {words}: {best['speedup']:.1f} times faster, "
+        f"{best['bytes']:.1f} in place of {start['bytes']:.1f} MB."
+    )
+    why = ""
+    if over:
+        parts = sorted({f"{row['model']} with {row['steps']} steps" for row in over})
+        why = "Flagged: " + "; ".join(parts) + "."
+    columns = (
+        Column("model", "model"),
+        Column("precision", "precision"),
+        Column("sampler", "sampler"),
+        Column("steps", "steps"),
+        Column("frechet", "Fréchet ↓", 0),
+        Column("agreement", "as asked ↑", 3),
+        Column("error", "MSE to dense ↓", 4),
+        Column("alone", "sum of parts", 4),
+        Column("more", "flag"),
+        Column("speedup", "speed-up (CPU)", 1),
+        Column("bytes", "MB", 2),
+    )
+    verdict = "shown" if not over else "in part" if len(over) < len(mixed) / 2 else "not shown"
+    return Finding(verdict, answer, columns, tuple(rows), why)  # type: ignore[arg-type]
+
+
+def _parts(row: Mapping[str, Any], most: int) -> int:
+    """How many of the three parts differ from the reference."""
+    return sum(
+        (
+            row["model"] != "dense",
+            row["precision"] != "fp32",
+            (row["sampler"], row["steps"]) != ("ddim", most),
+        )
+    )

@@ -1,0 +1,55 @@
+"""Stacking: parts and sums by hand, int8 against the layer it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from methods.harness import stacking
+from tests.harness import tiny
+
+
+def test_errors_of_parts_add_up_by_hand() -> None:
+    start = ("dense", "fp32", "ddim", 50)
+    cells = {
+        start: torch.zeros(3),
+        ("pruned", "fp32", "ddim", 50): torch.tensor([1.0, 2.0, 3.0]),
+        ("dense", "int8", "ddim", 50): torch.tensor([0.5, 0.5, 0.5]),
+        ("dense", "fp32", "dpm++", 8): torch.tensor([1.0, 1.0, 1.0]),
+        ("pruned", "int8", "dpm++", 8): torch.tensor([5.0, 6.5, 8.0]),
+        ("pruned", "int8", "ddim", 50): torch.tensor([1.5, 2.5, 3.5]),
+    }
+    error, alone, interval = stacking.excess(cells, ("pruned", "int8", "dpm++", 8), 50)
+    assert math.isclose(error, 6.5) and math.isclose(alone, 3.5)
+    assert interval is not None and interval[0] > 0  # 2.5, 3.0, 3.5: surely more
+    error, alone, interval = stacking.excess(cells, ("pruned", "int8", "ddim", 50), 50)
+    assert error == alone == 2.5 and interval == (0.0, 0.0)
+    assert stacking.excess(cells, start, 50) == (0.0, 0.0, None)
+    assert stacking.excess(cells, ("dense", "int8", "ddim", 50), 50)[2] is None  # a part itself
+
+
+@pytest.mark.parametrize("name", ["t2i", "dit"])
+def test_int8_stays_near_and_is_smaller(name: str) -> None:
+    pipe = tiny.conditional(name)
+    around = tiny.task(pipe)
+    small = stacking.int8(pipe)
+    inputs = around.example_inputs(2)
+    key = "sample" if "sample" in inputs else "hidden_states"
+    inputs[key] = torch.randn(inputs[key].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dense, quantized = pipe.denoiser(**inputs)[0], small.denoiser(**inputs)[0]
+    error = (dense - quantized).abs().max() / dense.abs().max()
+    assert 0 < error < 0.2
+    linear = [m for m in pipe.denoiser.modules() if isinstance(m, torch.nn.Linear)]
+    saved = 3 * sum(m.weight.numel() for m in linear)
+    before = sum(p.numel() * 4 for p in pipe.denoiser.state_dict().values())
+    after = stacking.quantized_bytes(small.denoiser)
+    # Each weight gives up three bytes of four; scales and zero points cost a little.
+    assert before - saved <= after <= before - saved + 200 * len(linear)
+
+
+def test_other_models_than_the_three_are_refused() -> None:
+    with pytest.raises(ValueError, match="pruned, distilled"):
+        stacking.investigate(None, "fashion_dit", {}, (2,), 2)  # type: ignore[arg-type]
