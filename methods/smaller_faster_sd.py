@@ -25,9 +25,9 @@ step distillation both know of classifier-free guidance (CFG), and 25 steps beco
 
 Choices nobody published: the mean square as the measure of quality, blocks one by one, w in the
 middles of equal parts of [2, 14] for scoring, no weights on the three losses, features of both
-answers where the guided one is matched, p (SnapFusion's is for its distillation), budgets. What a
-block holds beyond what is still to be removed does not count in params_b; without this the last
-block taken is often a large one and the model ends smaller than was asked for.
+answers where the guided one is matched, p = 1/2 (SnapFusion's is for its distillation), budgets.
+What a block holds beyond what is still to be removed does not count in params_b; without this the
+last block taken is often a large one and the model ends smaller than was asked for.
 
 A base without requests has one answer: guidance has no effect there, and nothing is CFG-aware.
 
@@ -72,7 +72,7 @@ class Config:
     )
     batch_size: int = 32
     retrain_steps: int = 150  # optimizer steps after the removal; 0: none
-    probability: float = 0.1  # of the guided loss in retraining, p; not published
+    probability: float = 0.5  # of the guided loss in retraining, p; our choice, none is published
     feature_weight: float = 1.0  # of L_feat
     steps: int | None = None  # sampling steps to distil to; none: leave them. The paper: 8
     from_steps: int = 25  # sampling steps of the teacher, made a multiple of `steps`
@@ -166,7 +166,7 @@ class GuidedDistillation:
     teacher: nn.Module
     null: Callable[[int], Condition]  # count -> empty requests
     seed: int
-    probability: float = 0.1
+    probability: float = 0.5
     w_low: float = 2.0
     w_high: float = 14.0
     feature_weight: float = 1.0

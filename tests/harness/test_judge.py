@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from methods.harness.data import ImageSet, Splits
 from methods.harness.denoise import predict
-from methods.harness.judge import Judge
+from methods.harness.judge import Judge, held_out_judges
 from methods.harness.pipeline import NoisedBatch
 from tests.harness import tiny
 
@@ -53,3 +56,21 @@ def test_weight_one_is_the_plain_answer_and_an_unconditional_model_has_no_other(
 def test_every_batch_needs_its_weight():
     with pytest.raises(ValueError, match="1 batches need as many weights, not 2"):
         Judge.of(Line(1.0, 1.0), [batch(1.0, 1.0)], (1.0, 2.0), {"label": torch.ones(2)})
+
+
+def test_held_out_judges_see_the_reference_split_alone():
+    pipe = tiny.conditional("t2i")
+    sets = [ImageSet(torch.full((8, 4, 8, 8), level), torch.arange(8)) for level in (0.1, 0.2, 0.3)]
+    around = replace(tiny.task(pipe), splits=Splits(*sets))
+    judges = held_out_judges(around, 4, 2, 7.5, "judged")
+    for judge in judges.values():
+        assert len(judge.batches) == 2 and judge.error(pipe.denoiser) == 0
+        assert all((batch.x0 == torch.tensor(0.3)).all() for batch in judge.batches)
+    assert judges["guided"].weights == (7.5, 7.5)
+    assert judges["unguided"].weights == judges["null"].weights == (1.0, 1.0)
+    empty = pipe.nothing(4)["encoder_hidden_states"]
+    assert torch.equal(judges["null"].batches[0].condition["encoder_hidden_states"], empty)
+    for plain, null, guided in zip(
+        *(judges[name].wanted for name in ("unguided", "null", "guided")), strict=True
+    ):
+        assert (null + 7.5 * (plain - null) - guided).abs().max() <= 1e-4

@@ -1,0 +1,175 @@
+"""Does the order of guided sensitivity beat BK-SDM's list, even spacing and chance?
+
+The trained base is cut to two sizes, those of BK-SDM-Base and BK-SDM-Small on it. At either size
+blocks go by `smaller_faster_sd`'s order, by BK-SDM's fixed list, evenly spaced (`uniform_depth`) or
+in random order; all but the list get as many parameters as the list leaves, or fewer. Every model
+is then retrained by the same distillation (task, output and features, as BK-SDM does) for equal
+optimizer steps on equal batches, and sampled from equal noise for equal requests.
+
+The bar is that of an honest small-scale reproduction: at equal parameters and steps the order by
+sensitivity has to win. Frechet distances are compared on a logarithm, agreement (garment, colour
+and background all as asked for) as it is, both in pairs over seeds. The abstract is all that is
+public of the method, so the outcome is consistent with it or not, no more.
+
+Expect: `python -m methods experiment sensitivity_order --device cuda`, about 4 minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from methods import bk_sdm, distill, smaller_faster_sd, uniform_depth
+from methods.harness.depth import drop, removable, requested
+from methods.harness.experiment import (
+    Column,
+    Finding,
+    Lab,
+    Paired,
+    Value,
+    Verdict,
+    paired,
+    paired_logs,
+)
+from methods.harness.pipeline import Pipeline, Task
+from methods.harness.run import Bench
+
+CARD = {
+    "methods": ["smaller_faster_sd", "bk_sdm", "uniform_depth"],
+    "task": "fashion_t2i",
+    "bar": "at both sizes, after equal retraining, the Frechet distance lies below and the "
+    "agreement above those of BK-SDM's list, of even spacing and of random removal, by the 95 % "
+    "interval over seeds",
+    "source": "OpenReview t9m14jybcI, abstract: blocks removed by an improved performance "
+    "sensitivity, better than BK-SDM",
+}
+TASK = "fashion_t2i"
+SENSITIVITY, LIST, EVEN, CHANCE = "guided sensitivity", "BK-SDM's list", "evenly spaced", "random"
+RIVALS = (LIST, EVEN, CHANCE)
+COLUMNS = (
+    Column("size", "as BK-SDM-"),
+    Column("order", "removed by"),
+    Column("seed", "seed"),
+    Column("params", "parameters left", 3),
+    Column("frechet", "Frechet distance", 1),
+    Column("agreement", "agreement", 3),
+    Column("mse", "squared error to dense images", 4),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How blocks are chosen, and the retraining that all get."""
+
+    judged: int = 3  # batches that sensitivity is measured on
+    judged_size: int = 32  # images in each
+    retrain_steps: int = 100  # optimizer steps; 0: none
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+
+
+def investigate(lab: Lab, config: Config) -> Finding:
+    """Cut in four orders to two sizes for every seed, retrain, sample."""
+    rows: list[dict[str, Value]] = []
+    for seed in lab.seeds:
+        rows += rate(lab, lab.bench(TASK), seed, config)
+    return judge(rows)
+
+
+def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Value]]:
+    """One row for each size and order."""
+    task = bench.task_at(seed)
+    rows: list[dict[str, Value]] = []
+    for size in ("base", "small"):
+        for order, pipe in cut(bench.dense, task, size, config).items():
+            lab.report(f"seed {seed}: {order} to the size of BK-SDM-{size}")
+            pipe = retrained(pipe, task, config, lab.protocol.precision)
+            _, quality = bench.quality(pipe, seed)
+            rows.append(
+                {
+                    "size": size,
+                    "order": order,
+                    "seed": seed,
+                    "params": count(pipe) / count(bench.dense),
+                    "frechet": quality["frechet"],
+                    "agreement": quality["agreement"]["all"],
+                    "mse": quality["mse_to_dense"],
+                }
+            )
+    return rows
+
+
+def cut(dense: Pipeline, task: Task, size: Any, config: Config) -> dict[str, Pipeline]:
+    """The dense model without blocks, by order of removal; all of at most the list's size."""
+    listed, _ = bk_sdm.compress(dense.private_copy(), task, bk_sdm.Config(size))
+    params = count(listed) / count(dense)
+    method = smaller_faster_sd.Config(judged=config.judged, batch_size=config.judged_size)
+    sensible, _ = smaller_faster_sd.remove(dense.private_copy(), task, method, params)
+    even, _ = uniform_depth.compress(dense.private_copy(), task, uniform_depth.Config(params))
+    return {
+        SENSITIVITY: sensible,
+        LIST: listed,
+        EVEN: even,
+        CHANCE: by_chance(dense.private_copy(), task, params),
+    }
+
+
+def by_chance(pipe: Pipeline, task: Task, params: float) -> Pipeline:
+    """Remove blocks in random order until at most the fraction `params` is left."""
+    blocks = removable(pipe.denoiser)
+    wanted = requested(pipe.denoiser, blocks, params, None)
+    order = torch.randperm(len(blocks), generator=task.generator("sensitivity_order/chance"))
+    chosen: list[str] = []
+    for k in order.tolist():
+        if wanted <= 0:
+            break
+        chosen.append(blocks[k].name)
+        wanted -= blocks[k].params
+    return drop(pipe, chosen)
+
+
+def retrained(pipe: Pipeline, task: Task, config: Config, precision: Any) -> Pipeline:
+    """Distilled as BK-SDM is, in place."""
+    if not config.retrain_steps:
+        return pipe
+    settings = distill.Config(
+        steps=config.retrain_steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        precision=precision,
+    )
+    return distill.compress(pipe, task, settings)[0]
+
+
+def count(pipe: Pipeline) -> int:
+    """Parameters of the denoiser."""
+    return sum(parameter.numel() for parameter in pipe.denoiser.parameters())
+
+
+def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
+    """The verdict, from intervals of paired differences over seeds."""
+
+    def values(size: Value, order: str, key: str) -> list[float]:
+        return [float(r[key] or 0) for r in rows if (r["size"], r["order"]) == (size, order)]
+
+    won, said = {}, []
+    for size in dict.fromkeys(row["size"] for row in rows):
+        for rival in RIVALS:
+            names = (SENSITIVITY, rival)
+            frechet: Paired = paired_logs(*(values(size, name, "frechet") for name in names))
+            agreement: Paired = paired(*(values(size, name, "agreement") for name in names))
+            won[f"Frechet distance against {rival} at {size}"] = frechet.below
+            won[f"agreement against {rival} at {size}"] = agreement.above
+            said.append(
+                f"{size}, against {rival}: Frechet distance {frechet.ratio} times as large, "
+                f"agreement {agreement} higher"
+            )
+    missed = [name for name, sure in won.items() if not sure]
+    verdict: Verdict = (
+        "shown" if not missed else "in part" if len(missed) < len(won) else "not shown"
+    )
+    why = f"the interval does not exclude a tie or loss: {'; '.join(missed)}" if missed else ""
+    return Finding(verdict, f"{'; '.join(said)}.", COLUMNS, tuple(rows), why)

@@ -1,0 +1,205 @@
+"""Evidence for smaller_faster_sd and bk_sdm: arithmetic by hand, and one run of each when small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from methods import bk_sdm, registry
+from methods.experiments import bk_sdm_distillation, guided_retraining, sensitivity_order
+from methods.harness import run
+from methods.harness.checkpoint import save_base
+from methods.harness.experiment import Lab
+from methods.harness.run import Bench
+from tests.experiments import text_lab, tiny_lab
+from tests.experiments.small_lab import PROTOCOL
+from tests.harness import tiny
+
+MODULES = (bk_sdm_distillation, guided_retraining, sensitivity_order)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_command_line_knows_it(module):
+    described = registry.describe_experiment(module.__name__.rpartition(".")[2])
+    assert module.Config() == module.Config(**described.defaults)
+
+
+# --- guided_retraining -----------------------------------------------------------------------
+
+
+def retraining_rows(always, null=0.5):
+    """Errors over those of plain retraining: `always` times (guided), `null` times (null)."""
+    factors = {
+        guided_retraining.PLAIN: (1.0, 1.0),
+        guided_retraining.SOMETIMES: (0.9, 1.0),
+        guided_retraining.ALWAYS: (always, null),
+        guided_retraining.ADDED: (0.8, 1.0),
+    }
+    return [
+        {"loss": loss, "seed": seed, "unguided": 1.0}
+        | {"guided": guided * level, "null": gap * (1 + 0.01 * seed)}
+        for seed, level in enumerate((1.0, 2.0, 4.0))  # paired: the seeds' own level cancels
+        for loss, (guided, gap) in factors.items()
+    ]
+
+
+def test_both_errors_have_to_fall():
+    shown = guided_retraining.judge(retraining_rows(0.5))
+    assert shown.verdict == "shown"
+    assert "guided error 0.5 (0.5 to 0.5, n=3)" in shown.answer
+    assert "empty request added 0.625 (0.625 to 0.625" in shown.answer
+    part = guided_retraining.judge(retraining_rows(0.5, null=1.2))
+    assert part.verdict == "in part" and "null branches" in part.why
+    assert "guided error" not in part.why
+    assert guided_retraining.judge(retraining_rows(1.1, null=1.2)).verdict == "not shown"
+
+
+def test_every_batch_is_seen_with_the_empty_request_too():
+    pipe = tiny.conditional("dit")
+    batch = next(tiny.task(pipe).training_batches(3))
+    twice = next(guided_retraining.with_empty(iter([batch]), pipe.nothing(3)))
+    empty, asked = twice.condition["class_labels"].chunk(2)
+    assert empty.tolist() == [10, 10, 10]
+    assert torch.equal(asked, batch.condition["class_labels"])
+    for name in ("x0", "noise", "t", "x_t", "target"):
+        first, second = getattr(twice, name).chunk(2)
+        assert torch.equal(first, getattr(batch, name)) and torch.equal(first, second)
+
+
+def test_guided_retraining_when_small():
+    config = guided_retraining.Config(
+        params=0.9, judged=1, retrain_steps=2, batch_size=2, held_out=4, timesteps=1
+    )
+    lab = tiny_lab.lab()
+    finding = guided_retraining.investigate(lab, config)
+    assert len(finding.rows) == 8
+    for seed in lab.seeds:  # "sometimes" may be always or never in two steps
+        found = {row["loss"]: row["guided"] for row in finding.rows if row["seed"] == seed}
+        del found[guided_retraining.SOMETIMES]
+        assert len(set(found.values())) == 3 and min(found.values()) > 0
+    again = guided_retraining.rate(lab, lab.bench("fashion_t2i"), lab.seeds[0], config)
+    assert again == list(finding.rows[:4])
+
+
+# --- sensitivity_order -----------------------------------------------------------------------
+
+
+def order_rows(frechet, agreement=0.5):
+    """Guided sensitivity at 0.9 agreement and `frechet`, its rivals at `agreement` and 200."""
+    orders = (sensitivity_order.SENSITIVITY, *sensitivity_order.RIVALS)
+    return [
+        {"size": size, "order": order, "seed": seed, "params": 0.6, "mse": 0.1}
+        | {"frechet": (200.0 if rival else frechet) * (1 + seed)}
+        | {"agreement": (agreement if rival else 0.9) + 0.01 * seed}
+        for seed in range(3)
+        for size in ("base", "small")
+        for rival, order in enumerate(orders)
+    ]
+
+
+def test_every_rival_has_to_be_beaten_in_both_figures():
+    shown = sensitivity_order.judge(order_rows(100.0))
+    assert shown.verdict == "shown" and shown.answer.count("0.5 (0.5 to 0.5") == 6
+    part = sensitivity_order.judge(order_rows(100.0, agreement=0.95))
+    assert part.verdict == "in part" and "agreement against random at small" in part.why
+    assert "Frechet" not in part.why
+    assert sensitivity_order.judge(order_rows(300.0, 0.95)).verdict == "not shown"
+
+
+def test_random_removal_meets_the_size_and_depends_on_the_seed():
+    pipe = tiny.conditional("t2i")
+    found = [
+        sensitivity_order.by_chance(pipe.private_copy(), tiny.task(pipe, seed), 0.7)
+        for seed in (0, 0, 1)
+    ]
+    dense = sensitivity_order.count(pipe)
+    assert all(sensitivity_order.count(small) <= 0.7 * dense for small in found)
+    assert found[0].edits == found[1].edits != found[2].edits
+
+
+def two_layers() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=2,  # what BK-SDM's lists are written for
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def test_sensitivity_order_when_small(tmp_path, monkeypatch):
+    task = text_lab.TASK
+    monkeypatch.setattr(run, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setitem(run.TASKS, task, run.TaskData(text_lab.colour_splits, "random"))
+    save_base(replace(text_lab.t2i(), denoiser=tiny.shaken(two_layers())), tmp_path / task)
+    bench = Bench(task, PROTOCOL, model=str(tmp_path / task))
+    lab = Lab(seeds=(0, 1), protocol=PROTOCOL, _benches={task: bench})
+    config = sensitivity_order.Config(judged=1, judged_size=2, retrain_steps=1, batch_size=2)
+    finding = sensitivity_order.investigate(lab, config)
+    assert len(finding.rows) == 2 * 2 * 4
+    for rows in (finding.rows[first : first + 4] for first in range(0, 16, 4)):
+        sizes = {row["order"]: row["params"] for row in rows}
+        assert max(sizes.values()) == sizes[sensitivity_order.LIST]
+        assert len({row["mse"] for row in rows}) > 1
+    base, small = [row["params"] for row in finding.rows if row["order"] == "BK-SDM's list"][:2]
+    assert small < base
+
+
+# --- bk_sdm_distillation ---------------------------------------------------------------------
+
+
+def student_rows(errors):
+    """`errors`: one for each of the four students, in the order of the experiment."""
+    keys = [
+        (weights, loss)
+        for weights in (bk_sdm_distillation.COPIED, bk_sdm_distillation.RANDOM)
+        for loss in (bk_sdm_distillation.ALONE, bk_sdm_distillation.DISTILLED)
+    ]
+    return [
+        {"weights": weights, "loss": loss, "seed": seed}
+        | {"unguided": error * level, "guided": 2 * error * level}
+        for seed, level in enumerate((1.0, 3.0))
+        for (weights, loss), error in zip(keys, errors, strict=True)
+    ]
+
+
+def test_teacher_and_weights_both_have_to_help():
+    judge = bk_sdm_distillation.judge
+    shown = judge(student_rows([0.4, 0.1, 0.8, 0.5]))
+    assert shown.verdict == "shown"
+    assert "task alone: 0.25 (" in shown.answer and "over random weights: 0.2 (" in shown.answer
+    part = judge(student_rows([0.4, 0.1, 0.8, 0.05]))
+    assert part.verdict == "in part" and "copied over random" in part.why
+    assert judge(student_rows([0.1, 0.4, 0.8, 0.05])).verdict == "not shown"
+
+
+def test_fresh_weights_fit_the_pruned_model_and_leave_chance_alone():
+    pipe = tiny.conditional("t2i")
+    copied, _ = bk_sdm.compress(pipe.private_copy(), tiny.task(pipe), bk_sdm.Config())
+    state = torch.random.get_rng_state()
+    fresh = [bk_sdm_distillation.fresh_weights(copied, seed).denoiser for seed in (0, 0, 1)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (copied.denoiser, *fresh)]
+    assert all(one == other for one, other in pairwise(shapes))
+    first, again, other = ([p for p in model.parameters() if p.ndim > 1] for model in fresh)
+    old = [p for p in copied.denoiser.parameters() if p.ndim > 1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for changed in (other, old):
+        assert not any(torch.equal(a, b) for a, b in zip(first, changed, strict=True))
+
+
+def test_bk_sdm_distillation_when_small():
+    config = bk_sdm_distillation.Config(retrain_steps=2, batch_size=2, held_out=4, timesteps=1)
+    finding = bk_sdm_distillation.investigate(tiny_lab.lab(), config)
+    assert len(finding.rows) == 8 and all(row["unguided"] > 0 for row in finding.rows)
+    assert len({row["guided"] for row in finding.rows}) == 8
