@@ -3,8 +3,8 @@
 The same model, noise and requests are drawn in bf16 on both devices; noise is made on the CPU
 everywhere. Devices sum in another order, so images differ in the last bits that bf16 keeps.
 
-Expect: `python -m methods experiment device_agreement --device cuda`, three minutes; refused without
-a GPU.
+Expect: `python -m methods experiment device_agreement --device cuda`, three minutes; it is refused
+without a GPU.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from methods import registry
-from methods.harness.experiment import Column, Finding, Lab, paired
+from methods.harness.experiment import Column, Finding, Lab, Verdict, paired
 from methods.harness.run import Bench
 
 CARD = {
     "methods": ["dense", "random_pruning"],
     "task": "fashion_t2i",
-    "bar": "Fréchet distances of the devices differ by less than a quarter of the spread over seeds",
+    "bar": "Fréchet distances of both devices differ by less than a quarter of what seeds differ by",
     "source": "the rule of this harness that only figures of one protocol share a table",
 }
 
@@ -89,7 +89,7 @@ def investigate(lab: Lab, config: Config) -> Finding:
         Column("gpu_agreement", "as asked, GPU", 3),
         Column("mse", "MSE between images", 6),
     )
-    verdict = "shown" if all(met) else "in part" if any(met) else "not shown"
+    verdict: Verdict = "shown" if all(met) else "in part" if any(met) else "not shown"
     why = "" if all(met) else "Rounding moves images of this sampler further than seeds do."
     answer = "; ".join(answers) + f". Images of the devices differ by an MSE of {apart:.2g}."
     return Finding(verdict, answer, columns, tuple(rows), why)
