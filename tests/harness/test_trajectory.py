@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
@@ -69,6 +71,35 @@ def test_checkpointed_gradients_are_those_of_the_whole_graph(kind):
     for name, values in lambdas.items():
         scale = expected[name].norm().clamp_min(1e-12)
         assert (values.grad - expected[name]).norm() <= 1e-5 * scale, name
+
+
+def test_gates_of_flux_have_the_gradient_of_the_whole_graph():
+    """Heads, neurons and modulation outputs; FLUX counts time from 0 to 1 and takes its guidance
+    as an input, so one call is one step."""
+    model = tiny.flux().requires_grad_(False)
+    inputs = tiny.flux_inputs()
+    start = inputs.pop("hidden_states")
+    condition = {k: v for k, v in inputs.items() if k not in ("timestep", "return_dict")}
+    steps = [
+        replace(step, t=step.t / 1000)
+        for step in trajectory.linear_steps(FlowMatchEulerDiscreteScheduler(), 3)
+    ]
+    run = trajectory.Run(model, steps, condition, {}, 1.0)
+    layers = width.width_layers(model)
+    assert {layer.kind for layer in layers} == {"heads", "neurons", "modulation"}
+    lambdas = {layer.name: torch.ones(layer.units, requires_grad=True) for layer in layers}
+    gates = GateNoise(lambdas, 1e-6, 0, "test")
+
+    def loss(z):
+        return z.square().mean()
+
+    names = list(lambdas)
+    whole = loss(run.latents(start, layers, gates)[-1])
+    expected = torch.autograd.grad(whole, [lambdas[name] for name in names])
+    trajectory.checkpointed_backward(run, start, layers, gates, loss)
+    for name, gradient in zip(names, expected, strict=True):
+        assert gradient.abs().sum() > 0, name
+        assert (lambdas[name].grad - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def held_bytes(steps, checkpointed=True):

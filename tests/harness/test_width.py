@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from methods.harness import flux as flux_layers
 from methods.harness import width, zoo
@@ -126,21 +126,6 @@ def test_removed_equals_masked_for_every_mask(kind, trial):
     }
 
 
-def flux():
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=12,
-        pooled_projection_dim=6,
-        axes_dims_rope=(2, 2, 4),
-    )
-    return tiny.shaken(model)
-
-
 def test_removed_modulation_gives_zeros_where_it_was():
     """By hand: three outputs, the second goes, then the first of those left."""
     layer = torch.nn.Linear(2, 3)
@@ -156,29 +141,16 @@ def test_removed_modulation_gives_zeros_where_it_was():
     assert [tuple(p.shape) for p in nothing.parameters()] == [(0, 2), (0,)]
 
 
-def flux_inputs():
-    draw = torch.Generator().manual_seed(1)
-    return {
-        "hidden_states": torch.randn(2, 9, 4, generator=draw),
-        "encoder_hidden_states": torch.randn(2, 5, 12, generator=draw),
-        "pooled_projections": torch.randn(2, 6, generator=draw),
-        "timestep": torch.tensor([0.3, 0.9]),
-        "img_ids": torch.randint(0, 3, (9, 3), generator=draw).float(),
-        "txt_ids": torch.zeros(5, 3),
-        "return_dict": False,
-    }
-
-
 @pytest.mark.parametrize("trial", range(5))
 def test_removed_equals_masked_in_flux(trial):
     """Single blocks read heads and neurons with one projection, and may lose either or both."""
-    dense, inputs = flux(), flux_inputs()
+    dense, inputs = tiny.flux(), tiny.flux_inputs()
     layers = width.width_layers(dense)
     keep = masks(layers, trial)
     with torch.no_grad(), width.gated(dense, layers, gates_of(layers, keep).get):
         masked = dense(**inputs)[0]
     before = dense(**inputs)[0]
-    small = width.keep_units(Pipeline(flux(), zoo.ddpm_scheduler()), keep)
+    small = width.keep_units(Pipeline(tiny.flux(), zoo.ddpm_scheduler()), keep)
     with torch.no_grad():
         found = small.denoiser(**inputs)[0]
     assert (found - masked).abs().max() <= 1e-5
@@ -192,14 +164,14 @@ def test_removed_equals_masked_in_flux(trial):
 
 def test_a_second_cut_of_flux_counts_what_is_left():
     """Units are numbered among those present: two cuts equal the one that they amount to."""
-    inputs = flux_inputs()
-    pipe = Pipeline(flux(), zoo.ddpm_scheduler())
+    inputs = tiny.flux_inputs()
+    pipe = Pipeline(tiny.flux(), zoo.ddpm_scheduler())
     layers = width.width_layers(pipe.denoiser)
     first = {n.name: list(range(1, n.units)) for n in layers}
     second = {n.name: list(range(n.units - 2)) for n in layers}
     pipe = width.keep_units(width.keep_units(pipe, first), second)
     at_once = {n.name: list(range(1, n.units - 1)) for n in layers}
-    other = width.keep_units(Pipeline(flux(), zoo.ddpm_scheduler()), at_once)
+    other = width.keep_units(Pipeline(tiny.flux(), zoo.ddpm_scheduler()), at_once)
     gates = {n.name: torch.linspace(0.1, 0.9, n.units) for n in width.width_layers(pipe.denoiser)}
     with torch.no_grad():
         assert torch.equal(pipe.denoiser(**inputs)[0], other.denoiser(**inputs)[0])
@@ -208,7 +180,7 @@ def test_a_second_cut_of_flux_counts_what_is_left():
         with width.gated(pipe.denoiser, again, gates.get):
             narrow = pipe.denoiser(**inputs)[0]
         wide = {n.name: F.pad(gates[n.name], (1, 1)) for n in layers}
-        dense = flux()
+        dense = tiny.flux()
         with width.gated(dense, layers, wide.get):
             assert (narrow - dense(**inputs)[0]).abs().max() <= 1e-5
 
@@ -216,10 +188,10 @@ def test_a_second_cut_of_flux_counts_what_is_left():
 @pytest.mark.parametrize("trial", range(4))
 def test_flux_comes_back_bit_for_bit(trial, tmp_path):
     """Weights, the places of pruned modulation outputs, the scheduler, and what it answers."""
-    inputs = flux_inputs()
+    inputs = tiny.flux_inputs()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    layers = width.width_layers(flux())
-    small = width.keep_units(Pipeline(flux(), scheduler), masks(layers, trial))
+    layers = width.width_layers(tiny.flux())
+    small = width.keep_units(Pipeline(tiny.flux(), scheduler), masks(layers, trial))
     save_pruned(small, tmp_path / "model", "tiny", {})
     back = load_pruned(tmp_path / "model")
     state, other = small.denoiser.state_dict(), back.denoiser.state_dict()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import (
     DiTTransformer2DModel,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
@@ -119,6 +121,36 @@ def mmdit(seed: int = 0, layers: int = 3) -> SD3Transformer2DModel:
         pos_embed_max_size=8,
     )
     return shaken(model)
+
+
+def flux() -> FluxTransformer2DModel:
+    """A tiny FLUX: two double and two single blocks, 4 heads of 8."""
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=12,
+        pooled_projection_dim=6,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return shaken(model)
+
+
+def flux_inputs() -> dict[str, Any]:
+    """One call of it: 9 image and 5 text tokens."""
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(2, 9, 4, generator=draw),
+        "encoder_hidden_states": torch.randn(2, 5, 12, generator=draw),
+        "pooled_projections": torch.randn(2, 6, generator=draw),
+        "timestep": torch.tensor([0.3, 0.9]),
+        "img_ids": torch.randint(0, 3, (9, 3), generator=draw).float(),
+        "txt_ids": torch.zeros(5, 3),
+        "return_dict": False,
+    }
 
 
 def shaken(model: nn.Module) -> nn.Module:
