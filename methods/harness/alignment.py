@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -115,3 +116,8 @@ def agreement(model: GarmentClassifier, images: Tensor, rows: Tensor) -> dict[st
     means = right.float().mean(dim=0).tolist()
     names = ("class", "colour", "background")
     return dict(zip(names, means, strict=True)) | {"all": float(right.all(dim=1).float().mean())}
+
+
+def overall(fractions: Mapping[str, float]) -> float:
+    """One figure of `agreement`: garment and both colours where colours were asked for."""
+    return fractions["all"] if "all" in fractions else fractions["class"]

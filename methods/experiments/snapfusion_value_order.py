@@ -1,0 +1,183 @@
+"""Is the value of a block, quality lost for latency saved, the right order to remove blocks in?
+
+A robustly trained base is shrunk three times to the same share of its measured latency: lowest
+value first, as Algorithm 1 has it; highest value first; in random order. All three start from the
+same weights, use one latency table, and train as many optimizer steps on the same batches after
+each removal. Then images are drawn and denoisers timed, dense and pruned in turn.
+
+Expect: `python -m methods experiment snapfusion_value_order --device cuda`, about 4 minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import torch
+
+from methods import snapfusion
+from methods.harness.alignment import overall
+from methods.harness.block_costs import block_costs
+from methods.harness.depth import removable
+from methods.harness.experiment import Column, Finding, Lab, Value, paired, paired_logs
+from methods.harness.measure import count_params, time_denoisers
+from methods.harness.pipeline import Pipeline, Task
+from methods.harness.run import Bench
+from methods.harness.sample import DTYPES
+
+CARD = {
+    "methods": ["snapfusion"],
+    "task": "fashion_t2i",
+    "bar": "at the same latency target the Frechet distance after removal by value lies below that "
+    "after random and after inverse order, and the pruned denoiser is measurably faster than the "
+    "dense one, all by the 95 % interval over seeds",
+    "source": "SnapFusion, arXiv 2306.00980, Alg. 1: evolve by the quality lost for each "
+    "millisecond saved",
+}
+ORDERS = ("value", "random", "inverse")
+COLUMNS = (
+    Column("seed", "seed"),
+    Column("order", "order"),
+    Column("removed", "blocks removed"),
+    Column("params", "parameters left", 3),
+    Column("target", "latency left by the table", 3),
+    Column("latency", "latency left, measured", 3),
+    Column("frechet", "Frechet distance", 1),
+    Column("agreement", "agreement", 3),
+    Column("mse", "MSE to dense", 4),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How far is pruned, and how much is trained."""
+
+    task: Literal["fashion_t2i", "fashion_dit"] = "fashion_t2i"  # the base
+    latency: float = 0.7  # of the dense denoiser's that may be left
+    clock: Literal["measured", "macs"] = "measured"  # what a block costs
+    robust_steps: int = 200  # optimizer steps before the first removal
+    between_steps: int = 20  # robust optimizer steps after every removal
+    skip: float = 0.15  # probability that a block is left out
+    batch_size: int = 32
+    judged: int = 2  # batches of requests and noise that values come from
+    precision: Literal["bf16", "fp32"] = "bf16"  # autocast dtype of training
+
+
+def investigate(lab: Lab, config: Config) -> Finding:
+    """Shrink in three orders for every seed, and measure."""
+    bench = lab.bench(config.task)
+    rows: list[dict[str, Value]] = []
+    for seed in lab.seeds:
+        rows += rate(lab, bench, seed, config)
+    return judge(rows)
+
+
+def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Value]]:
+    """One row for each order."""
+    around = bench.task_at(seed)
+    chosen = snapfusion.Config(
+        latency=config.latency,
+        skip=config.skip,
+        between_steps=config.between_steps,
+        batch_size=config.batch_size,
+        judged=config.judged,
+        precision=config.precision,
+    )
+    lab.report(f"seed {seed}: robust training, latency of every block")
+    robust = bench.dense.private_copy()
+    training = snapfusion.Training(around, chosen)
+    training.robust(robust.denoiser, config.robust_steps)
+    names = [unit.name for unit in removable(robust.denoiser)]
+    inputs = around.example_inputs(config.batch_size)
+    costs = block_costs(robust.denoiser, names, inputs, config.clock)
+    judge_of_answers = snapfusion.judge_of(around, bench.dense, chosen)
+    pruned: dict[str, Pipeline] = {}
+    rows: list[dict[str, Value]] = []
+    for name in ORDERS:
+        lab.report(f"seed {seed}: remove blocks in {name} order")
+        evolution = snapfusion.Evolution(
+            chosen,
+            judge_of_answers,
+            costs,
+            snapfusion.Training(around, chosen, training.done),
+            order(name, around),
+        )
+        pruned[name], _ = evolution.run(robust.private_copy())
+        _, quality = bench.quality(pruned[name], seed)
+        rows.append(
+            {
+                "seed": seed,
+                "order": name,
+                "removed": len(evolution.removed),
+                "params": count_params(pruned[name].denoiser) / count_params(robust.denoiser),
+                "target": evolution.left,
+                "frechet": quality["frechet"],
+                "agreement": overall(quality["agreement"]),
+                "mse": quality["mse_to_dense"],
+            }
+        )
+    left = latencies(bench, around, pruned)
+    return [row | {"latency": left[str(row["order"])]} for row in rows]
+
+
+def order(name: str, around: Task) -> snapfusion.Order:
+    """Who goes first, by value, against it, or by chance."""
+    if name == "value":
+        return snapfusion.lowest_first
+    if name == "inverse":
+        return lambda values: snapfusion.lowest_first(values)[::-1]
+    draw = around.generator("snapfusion/random order")
+    return lambda values: torch.randperm(len(values), generator=draw).tolist()
+
+
+def latencies(bench: Bench, around: Task, pruned: Mapping[str, Pipeline]) -> dict[str, float]:
+    """Measured time of each pruned denoiser over the dense one's, timed in turn."""
+    protocol, device = bench.protocol, bench.latency_device
+    timings = time_denoisers(
+        {"dense": bench.dense.denoiser} | {name: pipe.denoiser for name, pipe in pruned.items()},
+        around.example_inputs(protocol.latency_batch, device),
+        rounds=protocol.latency_rounds,
+        threads=protocol.latency_threads,
+        device=device,
+        dtype=DTYPES[protocol.precision],
+    )
+    clock = "wall" if device.type == "cuda" else "cpu"
+    seconds = {name: getattr(timing, clock).median for name, timing in timings.items()}
+    return {name: seconds[name] / seconds["dense"] for name in pruned}
+
+
+def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
+    """The verdict, from intervals over seeds."""
+    by_value = values(rows, "value", "frechet")
+    rivals = {name: paired_logs(by_value, values(rows, name, "frechet")) for name in ORDERS[1:]}
+    shown = {
+        name: paired(values(rows, "value", "agreement"), values(rows, name, "agreement"))
+        for name in ORDERS[1:]
+    }
+    latency = values(rows, "value", "latency")
+    faster = paired(latency, [1.0] * len(latency))
+    answer = (
+        "Frechet distance by value over "
+        + ", ".join(f"{name} order {pair.ratio}" for name, pair in rivals.items())
+        + "; agreement by value less "
+        + ", ".join(f"{name} order {pair}" for name, pair in shown.items())
+        + f". Measured latency left: {fmean(latency):.3f} of the dense denoiser's; less 1: "
+        f"{faster}."
+    )
+    missed = [f"over {name} {pair.ratio}" for name, pair in rivals.items() if not pair.below]
+    if missed:
+        missed = [f"Frechet distance {', '.join(missed)}"]
+    if not faster.below:
+        missed.append(f"latency less 1 {faster}")
+    if not missed:
+        return Finding("shown", answer, COLUMNS, tuple(rows))
+    partly = any(pair.below for pair in rivals.values())
+    why = f"the interval does not clear the bar for {'; '.join(missed)}"
+    return Finding("in part" if partly else "not shown", answer, COLUMNS, tuple(rows), why)
+
+
+def values(rows: Sequence[Mapping[str, Value]], order: str, key: str) -> list[float]:
+    """One column of one order, by seed."""
+    return [float(row[key] or 0.0) for row in rows if row["order"] == order]
