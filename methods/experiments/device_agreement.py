@@ -19,7 +19,7 @@ from methods.harness.run import Bench
 CARD = {
     "methods": ["dense", "random_pruning"],
     "task": "fashion_t2i",
-    "bar": "Fréchet distances of both devices differ by less than a quarter of what seeds differ by",
+    "bar": "Fréchet distances of both devices differ by less than a quarter of the seeds' spread",
     "source": "the rule of this harness that only figures of one protocol share a table",
 }
 

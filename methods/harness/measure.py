@@ -216,7 +216,7 @@ def time_denoisers(
     Copies are timed, cast to ``dtype`` (None keeps each tensor's own) and, on request, laid out
     channels-last; the given modules stay as they are.
     """
-    ready = _map_tensors(dict(inputs), lambda t: _place(t, device, dtype, channels_last))
+    ready = placed(inputs, device, dtype, channels_last=channels_last)
 
     def call(denoiser: nn.Module) -> Callable[[], None]:
         clone = copy.deepcopy(denoiser).eval().requires_grad_(False)
@@ -233,6 +233,20 @@ def time_denoisers(
 
     calls = {name: call(denoiser) for name, denoiser in denoisers.items()}
     return interleaved(calls, rounds=rounds, warmup=warmup, threads=threads, device=device)
+
+
+def placed(
+    inputs: Inputs,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    *,
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """The inputs on a device, floating-point tensors in `dtype` (None keeps each tensor's own)."""
+    found: dict[str, Any] = _map_tensors(
+        dict(inputs), lambda t: _place(t, device, dtype, channels_last)
+    )
+    return found
 
 
 @dataclass(frozen=True)
