@@ -65,7 +65,7 @@ class Config:
     """How many sets, and what they are measured with."""
 
     largest: int = 5  # layers in a random set, from 2
-    sets: int = 20  # random sets of each size
+    sets: int = 40  # random sets of each size, or all that there are
     low: float = 0.25  # of the removable layers' parameters, the first budget
     high: float = 0.5  # the second budget
     random: int = 10  # random sets that meet a budget
@@ -172,32 +172,56 @@ def until_met(order: Sequence[Unit], wanted: int) -> list[str]:
 
 def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     """The verdict, from intervals over seeds."""
-    said, missed = [], []
-    for task, what in dict.fromkeys((row["task"], row["what"]) for row in rows):
-        here = [row for row in rows if (row["task"], row["what"]) == (task, what)]
-        ratio = fmean(values(here, "ratio"))
-        if here[0]["correlation"] is not None:
-            pair = paired(values(here, "correlation"), [LEAST] * len(here))
-            level = Paired(pair.mean + LEAST, pair.low + LEAST, pair.high + LEAST, pair.n)
-            said.append(f"{task}, {what}: rank correlation {level}, joint {ratio:.2f} of the sum")
-            if not pair.above:
-                missed.append(f"{task}, {what}: rank correlation {level}")
-            continue
-        rivals = [
-            (name, paired_logs(values(here, "knapsack"), values(here, name)))
-            for name in ("random", "greedy")
+    said, missed, checked = [], [], 0
+    for task in dict.fromkeys(row["task"] for row in rows):
+        ranks: dict[str, Paired] = {}
+        chosen: dict[str, dict[str, Paired]] = {}
+        ratios: dict[str, float] = {}
+        for what in dict.fromkeys(str(row["what"]) for row in rows if row["task"] == task):
+            here = [row for row in rows if (row["task"], row["what"]) == (task, what)]
+            ratios[what] = fmean(values(here, "ratio"))
+            if here[0]["correlation"] is not None:
+                ranks[what] = paired(values(here, "correlation"), [LEAST] * len(here))
+            else:
+                chosen[what] = {
+                    rival: paired_logs(values(here, "knapsack"), values(here, rival))
+                    for rival in ("random", "greedy")
+                }
+        checked += len(ranks) + len(chosen)
+        missed += [
+            f"{task}, sets of {what}: rank correlation {correlation(pair)}, together "
+            f"{ratios[what]:.2f} times the sum"
+            for what, pair in ranks.items()
+            if not pair.above
         ]
-        said.append(
-            f"{task}, {what}: joint damage of the knapsack's set over "
-            + " and ".join(f"{name} {pair.ratio}" for name, pair in rivals)
+        missed += [
+            f"{task}, {what}: knapsack over random {pairs['random'].ratio}"
+            for what, pairs in chosen.items()
+            if not pairs["random"].below
+        ]
+        levels = ", ".join(f"{correlation(pair)} for {what}" for what, pair in ranks.items())
+        low, high = min(ratios[what] for what in ranks), max(ratios[what] for what in ranks)
+        picks = "; ".join(
+            f"at {what} the knapsack's set does {pairs['random'].ratio} of the joint damage of "
+            f"random sets, {pairs['greedy'].ratio} of the greedy set's, and {ratios[what]:.2f} "
+            "times its own sum"
+            for what, pairs in chosen.items()
         )
-        if not rivals[0][1].below:
-            missed.append(f"{task}, {what}: knapsack over random {rivals[0][1].ratio}")
+        said.append(
+            f"{task}: rank correlation {levels}; together layers do {low:.2f} to {high:.2f} times "
+            f"the sum; {picks}"
+        )
     verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(said) else "not shown"
+        "shown" if not missed else "in part" if len(missed) < checked else "not shown"
     )
     why = f"the interval does not clear the bar for {'; '.join(missed)}" if missed else ""
-    return Finding(verdict, f"{'; '.join(said)}.", COLUMNS, tuple(rows), why)
+    return Finding(verdict, f"{'. '.join(said)}.", COLUMNS, tuple(rows), why)
+
+
+def correlation(pair: Paired) -> str:
+    """What `pair` measures from LEAST as a correlation, which ends at 1."""
+    low, high = max(pair.low + LEAST, -1.0), min(pair.high + LEAST, 1.0)
+    return f"{pair.mean + LEAST:.2f} ({low:.2f} to {high:.2f})"
 
 
 def values(rows: Sequence[Mapping[str, Value]], key: str) -> list[float]:
