@@ -125,7 +125,6 @@ def test_value_order_at_small_size(tmp_path, monkeypatch):
     lab = text_lab.lab(tmp_path, monkeypatch)
     config = snapfusion_value_order.Config(
         latency=0.9,
-        clock="macs",
         robust_steps=2,
         between_steps=1,
         batch_size=2,
@@ -251,11 +250,11 @@ def test_psnr_by_hand():
 def test_decoder_pruning_at_small_size(tmp_path, monkeypatch):
     lab = text_lab.lab(tmp_path, monkeypatch)
     config = decoder_pruning.Config(
-        steps=15,
-        batch_size=4,
+        steps=10,
+        batch_size=2,
         learning_rate=3e-3,
-        sampling_steps=2,
-        held_out=8,
+        sampling_steps=1,
+        held_out=4,
         precision="fp32",
     )
     before = {
