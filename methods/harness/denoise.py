@@ -49,8 +49,10 @@ def alpha_sigma(scheduler: DDIMScheduler, t: Tensor) -> tuple[Tensor, Tensor]:
 
     Clean means the scheduler's own last step: alpha 1 unless `set_alpha_to_one` is off.
     """
-    products = torch.cat([scheduler.final_alpha_cumprod.reshape(1), scheduler.alphas_cumprod])
-    product = products.to(t.device)[(t + 1).clamp(min=0)].reshape(-1, 1, 1, 1)
+    # diffusers moves one of the two to the device of what it noises, and leaves the other.
+    parts = (scheduler.final_alpha_cumprod.reshape(1), scheduler.alphas_cumprod)
+    products = torch.cat([part.to(t.device) for part in parts])
+    product = products[(t + 1).clamp(min=0)].reshape(-1, 1, 1, 1)
     return product.sqrt(), (1 - product).sqrt()
 
 

@@ -253,3 +253,17 @@ def test_rungs_and_halvings():
         scheduler, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([500])
     )
     assert torch.isfinite(clean).all() and torch.isfinite(noise).all()
+
+
+def test_a_schedule_that_was_moved_in_part_serves_on_both_devices():
+    """add_noise moves one of the schedule's two tensors; meta stands for another device here."""
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=100)
+    x = torch.zeros(2, 1, 4, 4, device="meta")
+    t = torch.tensor([3, 99], device="meta")
+    scheduler.add_noise(x, x, t)
+    assert (scheduler.alphas_cumprod.device.type, scheduler.final_alpha_cumprod.device.type) == (
+        "meta",
+        "cpu",
+    )
+    alpha, sigma = step_distill.alpha_sigma(scheduler, t)
+    assert alpha.device.type == sigma.device.type == "meta" and alpha.shape == (2, 1, 1, 1)
