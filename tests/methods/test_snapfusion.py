@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from methods import snapfusion
-from methods.harness import block_costs, decoder, depth
+from kb import results
+from methods import registry, snapfusion
+from methods.__main__ import main
+from methods.harness import block_costs, decoder, depth, prompts
 from methods.harness.bases import small_autoencoder
 from methods.harness.block_costs import BlockCosts
-from methods.harness.checkpoint import load_pruned, save_pruned
+from methods.harness.checkpoint import load_pruned, read_tensors, save_pruned
 from methods.harness.cost import metered
 from methods.harness.data import ImageSet, Splits
 from methods.harness.denoise import predict
 from methods.harness.measure import count_macs
 from methods.harness.pipeline import Task
-from methods.harness.sample import sample
+from methods.harness.sample import grid, sample
+from methods.harness.train import denoising_loss
+from tests.experiments import text_lab
 from tests.harness import tiny
 
 SMALL = snapfusion.Config(
@@ -87,8 +93,6 @@ def test_nothing_left_out_is_plain_training_and_stages_see_new_batches():
     one = snapfusion.Training(around, replace(SMALL, skip=0.0))
     losses = one.robust(plain.denoiser, 3)
     other = tiny.conditional("dit")
-    from methods.harness.train import denoising_loss
-
     assert losses == snapfusion.Training(around, SMALL)(other.denoiser, denoising_loss, 3)
 
 
@@ -352,3 +356,52 @@ def test_a_cut_decoder_equals_the_whole_one_with_silent_channels():
         found, expected = cut.decode(z), silent.decode(z)
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
         assert torch.equal(cut.encode(found), dense.encode(found))
+
+
+# --- all of it -------------------------------------------------------------------------------
+
+
+def test_a_whole_run_is_measured_saved_and_sampled_by_the_command_line(tmp_path, monkeypatch):
+    """Fewer blocks, half a decoder and half the steps: one record, one folder that draws."""
+    bench = text_lab.lab(tmp_path, monkeypatch).bench("fashion_t2i")
+    settings = {
+        "latency": 0.9,
+        "clock": "macs",
+        "robust_steps": 1,
+        "between_steps": 1,
+        "batch_size": 2,
+        "judged": 1,
+        "decoder_ratio": 0.5,
+        "decoder_steps": 2,
+        "decoder_sampling": 1,
+        "steps": 5,
+        "from_steps": 10,
+        "distill_steps": 2,
+        "precision": "fp32",
+    }
+    words = [f"snapfusion.{key}={value}" for key, value in settings.items()]
+    recipe = registry.build_recipe(["snapfusion"], words)
+    record = bench.run(recipe, 0, tmp_path / "out")
+    results.Record.model_validate_json(json.dumps(record))
+    assert record["size"]["macs"] < record["size"]["dense"]["macs"]
+    folder = tmp_path / "out" / "model"
+    back = load_pruned(folder)
+    spent = record["cost"][0]
+    removed = sum(edit["op"] == "drop" for edit in back.edits)
+    # Robust training, the decoder's distillation, the student's; nothing else is optimised.
+    assert spent["optimizer_steps"] == (1 + removed) + 2 + 2
+
+    assert back.steps == 5 and {edit.get("part") for edit in back.edits} == {None, "autoencoder"}
+    again = bench.sample(back.to(bench.device), 0)
+    drawn, _ = read_tensors(tmp_path / "out" / "samples.safetensors")
+    assert torch.equal(again, drawn["images"])
+
+    picture = tmp_path / "red.png"
+    asked = ["sample", str(folder), "--prompt", "a red coat on a yellow background"]
+    code = main([*asked, "--count", "4", "--precision", "fp32", "--out", str(picture)])
+    assert code == 0
+    noise = torch.randn((4, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    pipe, rows = prompts.asked(back, "a red coat on a yellow background", 4)
+    expected = grid(sample(pipe, noise, 5, rows=rows, precision="fp32"), columns=2)
+    with Image.open(picture) as shown:
+        assert shown.tobytes() == expected.tobytes()
