@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.ecodiff import GateNoise
 from methods.harness.experiment import Column, Finding, Lab, Value, Verdict
@@ -108,7 +108,7 @@ def setting(
     run, x = start(pipe, bench.task_at(seed), steps, config.batch_size, "ecodiff/memory")
     run = replace(
         run,
-        model=run.model.to(dtype),
+        model=nn.Module.to(run.model, dtype=dtype),  # the one of diffusers warns about casts
         condition=cast(run.condition, dtype),
         null=cast(run.null, dtype),
     )

@@ -55,6 +55,8 @@ class Config:
     """The cut, the budget of retraining, and what the answers are compared on."""
 
     params: float = 0.7  # of the denoiser's parameters stay
+    scored: int = 32  # images that the cut is chosen on
+    scored_timesteps: int = 8  # noise levels of each
     steps: int = 300  # optimizer steps
     batch_size: int = 64
     learning_rate: float = 2e-4
@@ -73,7 +75,12 @@ def investigate(lab: Lab, config: Config) -> Finding:
 
 def rate(bench: Bench, seed: int, config: Config) -> list[dict[str, Value]]:
     """One row for each way to retrain."""
-    cut = Stage.of("laptop_diff", params=config.params)
+    cut = Stage.of(
+        "laptop_diff",
+        params=config.params,
+        batch_size=config.scored,
+        timesteps=config.scored_timesteps,
+    )
     rows: list[dict[str, Value]] = []
     for arm, retraining in ARMS.items():
         recipe: tuple[Stage, ...] = (cut,)

@@ -124,7 +124,14 @@ def test_distillation_at_tiny_size(monkeypatch, tmp_path):
     folder = small_task.write_base(tmp_path / "base")
     bench = Bench(small_task.TASK, small_task.PROTOCOL, model=str(folder))
     config = laptop_distillation.Config(
-        params=0.8, steps=8, batch_size=8, learning_rate=1e-3, held_out=8, timesteps=2
+        params=0.8,
+        scored=4,
+        scored_timesteps=2,
+        steps=8,
+        batch_size=8,
+        learning_rate=1e-3,
+        held_out=8,
+        timesteps=2,
     )
     rows = laptop_distillation.rate(bench, 0, config)
     assert [row["arm"] for row in rows] == list(laptop_distillation.ARMS)
