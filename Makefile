@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: setup compare test lint types unit kb site clean
+.PHONY: setup compare test lint types unit kb site browser clean
 .DEFAULT_GOAL := compare
 
 setup: .venv/ready
@@ -34,7 +34,7 @@ setup: .venv/ready
 compare: setup
 	$(RUN) -m methods compare --quick --task fashion_unet
 
-test: lint types unit kb site compare
+test: lint types unit kb site browser compare
 
 lint: setup
 	$(BIN)/ruff check .
@@ -55,6 +55,10 @@ kb: setup
 site: setup
 	$(RUN) scripts/render.py --site
 	$(RUN) -m mkdocs build --quiet --strict
+
+# Opens build/site in Chromium, which it installs with apt where it may.
+browser: site
+	$(RUN) scripts/try_site.py
 
 clean:
 	rm -rf build
