@@ -57,10 +57,16 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
 
 
 def reinitialise(model: nn.Module, draw: torch.Generator) -> None:
-    """Give every layer the weights that torch starts it with, from this generator alone."""
+    """Give every layer the weights that torch starts it with, from this generator alone.
+
+    The numbers are drawn on the CPU, so that devices agree and no global state is touched.
+    """
+    device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
+        torch.default_generator.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
         for module in model.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
+                module.cpu()
                 reset()
+                module.to(device)

@@ -168,7 +168,7 @@ def pack_for(weight: Tensor, x: Tensor) -> Tensor:
 def block(width: int, x: Tensor, draw: torch.Generator) -> dict[str, Variant]:
     """A pre-norm transformer block, all its linear weights in 2:4."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
+        torch.default_generator.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
         model = BasicTransformerBlock(
             dim=width,
             num_attention_heads=width // HEAD[width],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods import diff_pruning
+from methods import diff_pruning, taylor
 from methods.harness.channels import channel_groups
 from methods.harness.scores import GroupScore, chance_overlap, choose, overlap
 from methods.harness.surgery import ratio_widths
@@ -85,6 +85,37 @@ def test_ddpm_exp_variant_equals_a_loop_over_slices(name):
         expected = torch.stack(expected)
         found = diff_pruning.SCORES["ddpm_exp"](group, weights, grads)
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), group.name
+
+
+def magnitude_of(p):
+    return GroupScore(lambda w, _: w.abs().pow(p).sum(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("score", "of_slice"),
+    [
+        (taylor.SCORE, lambda w, g: abs(float((w * g).sum()))),
+        (magnitude_of(1), lambda w, g: float(w.abs().sum())),
+        (magnitude_of(2), lambda w, g: float(w.square().sum())),
+    ],
+    ids=["taylor", "l1", "l2"],
+)
+def test_the_scripts_other_criteria_equal_a_loop_over_slices(score, of_slice):
+    """Signs cancel inside a slice, never between the halves of a tensor that holds it twice."""
+    model = with_gradients("many_heads")
+    weights, grads = tensors(model)
+    for group in channel_groups(model):
+        expected = []
+        for channel in range(group.size):
+            members = [
+                sum(of_slice(w, g) for w, g in pairs)
+                for (_, axis), pairs in slices(model, group, channel).items()
+                if axis != "norm"
+            ]
+            expected.append(sum(members) / len(members))
+        expected = torch.tensor(expected)
+        found = score(group, weights, grads)
+        assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
 
 
 def test_scores_by_hand():
