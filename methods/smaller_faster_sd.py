@@ -26,8 +26,9 @@ step distillation both know of classifier-free guidance (CFG), and 25 steps beco
 Choices nobody published: the mean square as the measure of quality, blocks one by one, w in the
 middles of equal parts of [2, 14] for scoring, no weights on the three losses, features of both
 answers where the guided one is matched, p = 1/2 (SnapFusion's is for its distillation), budgets.
-What a block holds beyond what is still to be removed does not count in params_b; without this the
-last block taken is often a large one and the model ends smaller than was asked for.
+What a block holds beyond what is still to be removed does not count in params_b, and at the end
+blocks come back that the target can spare and that help; without this the last block taken is often
+a large one and the model ends smaller than was asked for.
 
 A base without requests has one answer: guidance has no effect there, and nothing is CFG-aware.
 
@@ -37,7 +38,7 @@ Expect: `python -m methods run smaller_faster_sd --task fashion_t2i --set smalle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,8 +108,17 @@ def remove(pipe: Pipeline, task: Task, config: Config, params: float) -> tuple[P
     Raises:
         ValueError: the model is of no known class, or the target cannot be met.
     """
-    wanted = requested(pipe.denoiser, removable(pipe.denoiser), params, None)
-    return greedy(pipe, judge_of(task, config), wanted)
+    model = pipe.denoiser
+    blocks = removable(model)
+    wanted = requested(model, blocks, params, None)
+    judge = judge_of(task, config)
+
+    def error(names: Sequence[str]) -> float:
+        with bypassed(model, names):
+            return judge.error(model)
+
+    names, notes = greedy(blocks, wanted, error)
+    return drop(pipe, names), notes
 
 
 def judge_of(task: Task, config: Config) -> Judge:
@@ -119,30 +129,42 @@ def judge_of(task: Task, config: Config) -> Judge:
     return Judge.of(task.dense.denoiser, batches, weights, task.dense.nothing(config.batch_size))
 
 
-def greedy(pipe: Pipeline, judge: Judge, wanted: int) -> tuple[Pipeline, Notes]:
-    """Remove the least sensitive block, score the others again, until `wanted` parameters went.
+def greedy(
+    blocks: Sequence[Unit], wanted: int, error: Callable[[Sequence[str]], float]
+) -> tuple[list[str], Notes]:
+    """Names of blocks of together at least `wanted` parameters, and how they were found.
 
-    The notes hold, for every removal, its S_b and D afterwards.
+    `error` is D without the blocks named. The least sensitive block goes and all others are scored
+    again. At the end blocks that are not needed come back, most helpful first. The notes hold S_b
+    and D after every removal, and D after every return.
     """
-    model, gone = pipe.denoiser, 0
-    error = judge.error(model)
-    removed = []
-    while gone < wanted:
-        candidates = [unit for unit in removable(model) if unit.params]
-        errors = [error_without(judge, model, unit) for unit in candidates]
-        scores = sensitivities(candidates, [e - error for e in errors], wanted - gone)
-        least = min(range(len(candidates)), key=lambda k: (scores[k], k))
-        unit, error = candidates[least], errors[least]
-        pipe = drop(pipe, [unit.name])
-        gone += unit.params
-        removed.append({"block": unit.name, "sensitivity": scores[least], "error": error})
-    return pipe, {"removed": removed}
+    out: list[Unit] = []
+    removed, returned = [], []
+    now = error([])
+    while (left := wanted - _params(out)) > 0:
+        candidates = [block for block in blocks if block.params and block not in out]
+        errors = [error(_names([*out, block])) for block in candidates]
+        scores = sensitivities(candidates, [after - now for after in errors], left)
+        least = scores.index(min(scores))
+        block, now = candidates[least], errors[least]
+        out.append(block)
+        removed.append({"block": block.name, "sensitivity": scores[least], "error": now})
+    while spare := [block for block in out if _params(out) - block.params >= wanted]:
+        errors = [error(_names(b for b in out if b is not block)) for block in spare]
+        if min(errors) >= now:
+            break
+        block, now = spare[errors.index(min(errors))], min(errors)
+        out.remove(block)
+        returned.append({"block": block.name, "error": now})
+    return _names(out), {"removed": removed, "returned": returned}
 
 
-def error_without(judge: Judge, model: nn.Module, unit: Unit) -> float:
-    """D of the model with this block left out too."""
-    with bypassed(model, [unit.name]):
-        return judge.error(model)
+def _names(blocks: Iterable[Unit]) -> list[str]:
+    return [block.name for block in blocks]
+
+
+def _params(blocks: Iterable[Unit]) -> int:
+    return sum(block.params for block in blocks)
 
 
 def sensitivities(candidates: Sequence[Unit], damages: Sequence[float], wanted: int) -> list[float]:

@@ -11,9 +11,8 @@ from torch import nn
 from methods import smaller_faster_sd as method
 from methods.harness import zoo
 from methods.harness.denoise import predict
-from methods.harness.depth import Unit, drop, drop_units, removable
+from methods.harness.depth import Unit, bypassed, drop, drop_units, removable, requested
 from methods.harness.distill import feature_pairs, recorded
-from methods.harness.judge import Judge
 from methods.harness.pipeline import NoisedBatch
 from methods.harness.train import Recipe, retrain
 from tests.harness import tiny
@@ -78,42 +77,58 @@ def test_the_order_is_that_of_brute_force(kind):
     around, config = tiny.task(pipe), method.Config(judged=2, batch_size=2)
     expected, scores = brute_force(pipe, around, config, 2)
     sizes = {unit.name: unit.params for unit in removable(pipe.denoiser)}
-    judge = method.judge_of(around, config)
-    # Wanted are so many parameters that neither of the two scores is capped.
+    # So much is wanted that neither of the two scores is capped.
     wanted = sizes[expected[0]] + max(sizes.values())
-    _, notes = method.greedy(pipe.private_copy(), judge, wanted)
+    _, notes = method.remove(
+        pipe.private_copy(), around, config, 1 - wanted / params(pipe.denoiser)
+    )
     found = notes["removed"][:2]
     assert [step["block"] for step in found] == expected
     assert [step["sensitivity"] for step in found] == pytest.approx(scores, rel=1e-3, abs=1e-12)
 
 
-def test_scores_move_after_a_removal():
-    """Re-scoring matters: the order is not the one-shot order of the first scores."""
-    pipe = build("t2i")
-    around, config = tiny.task(pipe), method.Config(**SHORT)
-    judge, blocks = method.judge_of(around, config), removable(pipe.denoiser)
-    damages = [method.error_without(judge, pipe.denoiser, unit) for unit in blocks]
-    wanted = sum(unit.params for unit in blocks) // 2
-    scores = method.sensitivities(blocks, damages, wanted)
-    once = [blocks[k].name for k in sorted(range(len(blocks)), key=scores.__getitem__)]
-    _, notes = method.greedy(pipe.private_copy(), judge, wanted)
-    greedily = [step["block"] for step in notes["removed"]]
-    assert greedily[0] == once[0] and greedily != once[: len(greedily)]
+def blocks_of(**sizes):
+    return [Unit(name, "resnet", size, True) for name, size in sizes.items()]
+
+
+def test_greedy_scores_again_after_every_removal():
+    """Alone b costs 3 and c 4; without a, c costs nothing more: the one-shot order is wrong."""
+    table = {"": 0.0, "a": 1.0, "b": 3.0, "c": 4.0, "ab": 9.0, "ac": 1.0, "bc": 7.0, "abc": 9.0}
+    names, notes = method.greedy(
+        blocks_of(a=10, b=10, c=10), 20, lambda out: table["".join(sorted(out))]
+    )
+    assert names == ["a", "c"] and notes["returned"] == []
+    assert notes["removed"] == [
+        {"block": "a", "sensitivity": 0.1, "error": 1.0},
+        {"block": "c", "sensitivity": 0.0, "error": 1.0},
+    ]
+
+
+def test_what_is_not_needed_comes_back_if_it_helps():
+    """a (1 of 2) goes first, then only b (10) is left to reach 9: a can return."""
+    costs = {"a": 1.0, "b": 20.0}
+    blocks = blocks_of(a=2, b=10)
+    names, notes = method.greedy(blocks, 9, lambda out: sum(costs[name] for name in out))
+    assert [step["block"] for step in notes["removed"]] == ["a", "b"]
+    assert names == ["b"] and notes["returned"] == [{"block": "a", "error": 20.0}]
+    # A block that is better gone stays gone.
+    costs["a"] = -1.0
+    assert method.greedy(blocks, 9, lambda out: sum(costs[name] for name in out))[0] == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["t2i", "dit"])
 def test_a_removal_that_helps_has_negative_sensitivity_and_goes_first(kind):
-    """The judge's model lacks one block; taking it out of the other brings the error to nothing."""
-    pipe = build(kind)
-    around = tiny.task(pipe)
-    harmful = removable(pipe.denoiser)[-2].name
-    without = drop(pipe.private_copy(), [harmful]).denoiser
-    batches = [next(around.training_batches(3))]
-    judge = Judge.of(without, batches, (5.0,), pipe.nothing(3))
-    assert judge.error(pipe.denoiser) > 0
-    _, notes = method.greedy(pipe.private_copy(), judge, 1)
+    """The dense model lacks one block of the other, which is without error once it goes too."""
+    full = build(kind)
+    harmful = removable(full.denoiser)[-2].name
+    dense = drop(full.private_copy(), [harmful])
+    share = 1 - 1 / params(full.denoiser)
+    small, notes = method.remove(
+        full.private_copy(), tiny.task(dense), method.Config(**SHORT), share
+    )
     (step,) = notes["removed"]
     assert step["block"] == harmful and step["sensitivity"] < 0 and step["error"] == 0
+    assert small.edits == dense.edits
 
 
 def test_weights_of_the_judge_are_spread_over_the_range():
@@ -124,15 +139,18 @@ def test_weights_of_the_judge_are_spread_over_the_range():
 
 @pytest.mark.parametrize("kind", ["t2i", "dit", "one_head"])
 @pytest.mark.parametrize("share", [0.9, 0.54])
-def test_the_budget_is_met_and_the_last_removal_was_needed(kind, share):
+def test_the_budget_is_met_and_nothing_that_helps_could_have_stayed(kind, share):
     pipe = build(kind)
-    small, notes = method.compress(
-        pipe.private_copy(), tiny.task(pipe), method.Config(params=share, **SHORT)
-    )
-    sizes = {unit.name: unit.params for unit in removable(pipe.denoiser)}
+    around, config = tiny.task(pipe), method.Config(params=share, **SHORT)
+    small, _ = method.compress(pipe.private_copy(), around, config)
     left, dense = params(small.denoiser), params(pipe.denoiser)
     assert left <= share * dense
-    assert left + sizes[notes["blocks"]["removed"][-1]["block"]] > int(share * dense)
+    judge = method.judge_of(around, config)
+    gone = small.edits[0]["units"]
+    for unit in removable(pipe.denoiser):
+        if unit.name in gone and left + unit.params <= int(share * dense):
+            with bypassed(pipe.denoiser, [name for name in gone if name != unit.name]):
+                assert judge.error(pipe.denoiser) >= judge.error(small.denoiser)
 
 
 def test_nothing_asked_is_the_identity():
@@ -152,12 +170,12 @@ def test_the_size_on_the_true_architecture(damage):
     for all and once growing with the root of their size.
     """
     model, _ = zoo.ARCHITECTURES["sd21"].on_meta()
-    dense = params(model)
+    dense, blocks = params(model), removable(model)
     assert dense == 865_910_724
-    while (wanted := params(model) - int(0.54 * dense)) > 0:
-        blocks = removable(model)
-        scores = method.sensitivities(blocks, [damage(unit) for unit in blocks], wanted)
-        drop_units(model, [blocks[scores.index(min(scores))].name])
+    cost = {block.name: damage(block) for block in blocks}
+    wanted = requested(model, blocks, method.Config().params, None)
+    names, _ = method.greedy(blocks, wanted, lambda out: sum(cost[name] for name in out))
+    drop_units(model, names)
     assert 463_000_000 <= params(model) <= 472_000_000
     assert params(model) < 485_787_524
 
