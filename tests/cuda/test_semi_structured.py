@@ -96,8 +96,8 @@ def test_packing_halves_the_values_and_adds_their_places(backend, dtype):
     layer = masked(nn.Sequential(nn.Linear(512, 512, bias=False))).to(dtype)
     dense = layer[0].weight.numel() * layer[0].weight.element_size()
     to_semi_structured(layer, backend=backend)
-    # Two of four 16-bit values stay, with two bits each: 9/16.
-    assert 0.5 * dense < packed_bytes(layer[0].weight) <= 0.6 * dense
+    # Two of four 16-bit values stay, with two bits each: 9/16, and what the library pads.
+    assert 9 / 16 * dense <= packed_bytes(layer[0].weight) < 0.75 * dense
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
