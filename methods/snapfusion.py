@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,12 @@ _ROUNDING = 1e-9  # of a sum of latency shares
 Order = Callable[[Sequence[float]], Sequence[int]]  # values -> who goes first
 
 
+class Quality(Protocol):
+    """What evolution asks of a candidate: how bad it is; 0 is the best."""
+
+    def error(self, model: nn.Module) -> float: ...
+
+
 def lowest_first(values: Sequence[float]) -> list[int]:
     """Who goes first by value; ties to the earlier block."""
     return sorted(range(len(values)), key=lambda k: (values[k], k))
@@ -205,7 +211,7 @@ class Evolution:
     """Algorithm 1 on a model that robust training has prepared."""
 
     config: Config
-    judge: Judge
+    judge: Quality
     costs: BlockCosts
     training: Training
     order: Order = lowest_first

@@ -1,9 +1,13 @@
 """Is the value of a block, quality lost for latency saved, the right order to remove blocks in?
 
-A robustly trained base is shrunk three times to the same share of its measured latency: lowest
-value first, as Algorithm 1 has it; highest value first; in random order. All three start from the
+A robustly trained base is shrunk to the same share of its measured latency in several orders:
+lowest value first, as Algorithm 1 has it; highest value first; in random order. All start from the
 same weights, use one latency table, and train as many optimizer steps on the same batches after
 each removal. Then images are drawn and denoisers timed, dense and pruned in turn.
+
+The paper's quality is a CLIP score of drawn images, ours the error of single guided answers. So
+values are taken once more from drawn images, by the log probability that a classifier gives to the
+garment asked for ("classifier" in the table); it decides nothing of the verdict.
 
 Expect: `python -m methods experiment snapfusion_value_order --device cuda`, about 4 minutes.
 """
@@ -11,21 +15,22 @@ Expect: `python -m methods experiment snapfusion_value_order --device cuda`, abo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from methods import snapfusion
-from methods.harness.alignment import overall
+from methods.harness.alignment import GarmentClassifier, overall, surprise
 from methods.harness.block_costs import block_costs
 from methods.harness.depth import removable
 from methods.harness.experiment import Column, Finding, Lab, Value, paired, paired_logs
 from methods.harness.measure import count_params, time_denoisers
 from methods.harness.pipeline import Pipeline, Task
 from methods.harness.run import Bench
-from methods.harness.sample import DTYPES
+from methods.harness.sample import DTYPES, Precision, sample
 
 CARD = {
     "methods": ["snapfusion"],
@@ -36,7 +41,8 @@ CARD = {
     "source": "SnapFusion, arXiv 2306.00980, Alg. 1: evolve by the quality lost for each "
     "millisecond saved",
 }
-ORDERS = ("value", "random", "inverse")
+RIVALS = ("random", "inverse")
+ORDERS = ("value", "classifier", *RIVALS)
 COLUMNS = (
     Column("seed", "seed"),
     Column("order", "order"),
@@ -62,6 +68,8 @@ class Config:
     skip: float = 0.15  # probability that a block is left out
     batch_size: int = 32
     judged: int = 2  # batches of requests and noise that values come from
+    shown: int = 64  # images that the classifier's values come from; 0: leave that order out
+    sampling_steps: int = 8  # of these images
     precision: Literal["bf16", "fp32"] = "bf16"  # autocast dtype of training
 
 
@@ -92,14 +100,16 @@ def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Va
     names = [unit.name for unit in removable(robust.denoiser)]
     inputs = around.example_inputs(config.batch_size)
     costs = block_costs(robust.denoiser, names, inputs, config.clock)
-    judge_of_answers = snapfusion.judge_of(around, bench.dense, chosen)
+    answers = snapfusion.judge_of(around, bench.dense, chosen)
     pruned: dict[str, Pipeline] = {}
     rows: list[dict[str, Value]] = []
     for name in ORDERS:
+        if name == "classifier" and not config.shown:
+            continue
         lab.report(f"seed {seed}: remove blocks in {name} order")
         evolution = snapfusion.Evolution(
             chosen,
-            judge_of_answers,
+            drawn_images(bench, seed, config) if name == "classifier" else answers,
             costs,
             snapfusion.Training(around, chosen, training.done),
             order(name, around),
@@ -122,9 +132,41 @@ def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Va
     return [row | {"latency": left[str(row["order"])]} for row in rows]
 
 
+@dataclass(frozen=True)
+class DrawnImages:
+    """Judges a denoiser by whether a classifier sees in its images what was asked for."""
+
+    pipe: Pipeline
+    noise: Tensor
+    rows: Tensor
+    classifier: GarmentClassifier
+    precision: Precision
+
+    def error(self, model: nn.Module) -> float:
+        """Mean -log p(garment asked for) of images from the same noise and requests."""
+        images = sample(
+            replace(self.pipe, denoiser=model),
+            self.noise,
+            rows=self.rows,
+            batch_size=len(self.noise),
+            precision=self.precision,
+        )
+        return surprise(self.classifier, images, self.rows)
+
+
+def drawn_images(bench: Bench, seed: int, config: Config) -> DrawnImages:
+    """The judge for one seed."""
+    around = bench.task_at(seed)
+    rows = around.prompts(config.shown, "snapfusion/drawn")
+    assert rows is not None and bench.classifier is not None
+    noise = around.noise(config.shown, "snapfusion/drawn")
+    pipe = replace(bench.dense, steps=config.sampling_steps)
+    return DrawnImages(pipe, noise, rows, bench.classifier, config.precision)
+
+
 def order(name: str, around: Task) -> snapfusion.Order:
-    """Who goes first, by value, against it, or by chance."""
-    if name == "value":
+    """Who goes first: by value, against it, or by chance."""
+    if name in ("value", "classifier"):
         return snapfusion.lowest_first
     if name == "inverse":
         return lambda values: snapfusion.lowest_first(values)[::-1]
@@ -151,10 +193,10 @@ def latencies(bench: Bench, around: Task, pruned: Mapping[str, Pipeline]) -> dic
 def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     """The verdict, from intervals over seeds."""
     by_value = values(rows, "value", "frechet")
-    rivals = {name: paired_logs(by_value, values(rows, name, "frechet")) for name in ORDERS[1:]}
+    rivals = {name: paired_logs(by_value, values(rows, name, "frechet")) for name in RIVALS}
     shown = {
         name: paired(values(rows, "value", "agreement"), values(rows, name, "agreement"))
-        for name in ORDERS[1:]
+        for name in RIVALS
     }
     latency = values(rows, "value", "latency")
     faster = paired(latency, [1.0] * len(latency))
@@ -166,6 +208,9 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         + f". Measured latency left: {fmean(latency):.3f} of the dense denoiser's; less 1: "
         f"{faster}."
     )
+    if classifier := values(rows, "classifier", "frechet"):
+        other = paired_logs(classifier, by_value)
+        answer += f" Values by the classifier: Frechet distance {other.ratio} of that by answers."
     missed = [f"over {name} {pair.ratio}" for name, pair in rivals.items() if not pair.below]
     if missed:
         missed = [f"Frechet distance {', '.join(missed)}"]

@@ -118,6 +118,13 @@ def agreement(model: GarmentClassifier, images: Tensor, rows: Tensor) -> dict[st
     return dict(zip(names, means, strict=True)) | {"all": float(right.all(dim=1).float().mean())}
 
 
+def surprise(model: GarmentClassifier, images: Tensor, rows: Tensor) -> float:
+    """Mean -log p(garment asked for): as `class` of `agreement`, but smooth. 0 is the best."""
+    wanted = rows if images.shape[1] == 1 else torch.tensor([requests()[r].garment for r in rows])
+    right = classify(model, images)[torch.arange(len(images)), wanted]
+    return float(-right.clamp_min(1e-6).log().mean())
+
+
 def overall(fractions: Mapping[str, float]) -> float:
     """One figure of `agreement`: garment and both colours where colours were asked for."""
     return fractions["all"] if "all" in fractions else fractions["class"]

@@ -94,14 +94,21 @@ def order_rows(by_value, random, inverse, latency=(0.7, 0.71, 0.69)):
         {"seed": seed, "order": name, "frechet": found[seed], "latency": latency[seed]}
         | {"removed": 3, "params": 0.7, "target": 0.7, "agreement": 0.5, "mse": 0.1}
         for seed in range(3)
-        for name, found in (("value", by_value), ("random", random), ("inverse", inverse))
+        for name, found in (
+            ("value", by_value),
+            ("classifier", [2 * v for v in by_value]),
+            ("random", random),
+            ("inverse", inverse),
+        )
     ]
 
 
 def test_value_order_has_to_beat_both_and_be_faster():
     good, bad = (100.0, 110.0, 105.0), (200.0, 230.0, 210.0)
     judge = snapfusion_value_order.judge
-    assert judge(order_rows(good, bad, bad)).verdict == "shown"
+    shown = judge(order_rows(good, bad, bad))
+    assert shown.verdict == "shown"
+    assert "by the classifier: Frechet distance 2 (2 to 2, n=3)" in shown.answer
     part = judge(order_rows(good, good, bad))
     assert part.verdict == "in part" and "random" in part.why and "inverse" not in part.why
     assert judge(order_rows(bad, good, good)).verdict == "not shown"
@@ -129,10 +136,12 @@ def test_value_order_at_small_size(tmp_path, monkeypatch):
         between_steps=1,
         batch_size=2,
         judged=1,
+        shown=2,
+        sampling_steps=1,
         precision="fp32",
     )
     found = snapfusion_value_order.investigate(lab, config)
-    assert len(found.rows) == 2 * 3 and json.dumps(found.rows)
+    assert len(found.rows) == 2 * 4 and json.dumps(found.rows)
     for row in found.rows:
         assert row["target"] <= 0.9 and row["removed"] >= 1 and row["params"] < 1
         assert row["latency"] > 0 and row["frechet"] > 0

@@ -74,6 +74,24 @@ def test_agreement_counts_what_is_right():
     assert found["colour"] >= 0.75
 
 
+def test_surprise_is_the_cross_entropy_of_the_garment_asked_for():
+    torch.manual_seed(0)
+    model = alignment.GarmentClassifier(width=4).eval()
+    grey = torch.rand(5, 1, 28, 28) * 2 - 1
+    colour = torch.rand(5, 3, 32, 32) * 2 - 1
+    rows = torch.tensor([0, 57, 200, 300, 559])
+    for images, wanted, labels in (
+        (grey, torch.tensor([0, 1, 2, 3, 9]), [0, 1, 2, 3, 9]),
+        (colour, rows, [garments.requests()[row].garment for row in rows]),
+    ):
+        with torch.no_grad():
+            logits = model(alignment.as_colour(images))
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+        assert abs(alignment.surprise(model, images, wanted) - float(expected)) <= 1e-5
+    assert alignment.overall({"class": 0.5}) == 0.5
+    assert alignment.overall({"class": 0.5, "colour": 0.9, "all": 0.4}) == 0.4
+
+
 def test_requests_by_name_by_words_and_in_turn():
     pipe = tiny.conditional("dit")
     assert asked(pipe, "request 3", 2)[1].tolist() == [3, 3]
