@@ -43,6 +43,7 @@ class Endpoints:
     github: str = "https://api.github.com"
     github_pages: str = "https://github.com"
     hub: str = "https://huggingface.co/api"
+    hub_pages: str = "https://huggingface.co"
 
 
 def endpoints_at(base: str) -> Endpoints:
@@ -56,6 +57,7 @@ def endpoints_at(base: str) -> Endpoints:
         github=f"{base}/github",
         github_pages=f"{base}/pages",
         hub=f"{base}/hub",
+        hub_pages=f"{base}/hubpages",
     )
 
 

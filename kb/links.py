@@ -34,7 +34,7 @@ from kb.fetch import (
 )
 from kb.http import Answer, Client, Failure, Refused, host_of
 from kb.load import Corpus, FieldPath, field_name
-from kb.schema import CodeStatus, Paper, Tool, Tutorial
+from kb.schema import CodeStatus, Paper, Tool, ToolStatus, Tutorial
 
 _JSON = "application/json"
 _GONE = frozenset({404, 410})
@@ -97,6 +97,8 @@ class Link:
     authors: tuple[str, ...] = ()
     expected_empty: bool = False
     """The entry already says that the repository is empty or only a stub."""
+    expected_archived: bool = False
+    """The entry already says that the repository is read-only."""
 
     @property
     def key(self) -> str:
@@ -180,9 +182,10 @@ def links(corpus: Corpus, sources: bool = False) -> tuple[Link, ...]:
             add(paper, path, kind, target, **known)
     others: Sequence[Any] = (*corpus.tools, *corpus.tutorials)
     for other in others:
+        archived = isinstance(other.record, Tool) and other.record.status is ToolStatus.ARCHIVED
         for path, url in _other_urls(other.record):
             for kind, target in _of_url(url):
-                add(other, path, kind, target)
+                add(other, path, kind, target, expected_archived=archived)
     if sources:
         every: Sequence[Any] = corpus.entries
         for any_entry in every:
@@ -199,6 +202,7 @@ def _merged(old: Link, new: Link) -> Link:
         titles=old.titles + new.titles,
         authors=old.authors or new.authors,
         expected_empty=old.expected_empty or new.expected_empty,
+        expected_archived=old.expected_archived or new.expected_archived,
     )
 
 
@@ -224,7 +228,8 @@ def _paper_links(paper: Paper) -> Iterator[tuple[FieldPath, Kind, str, dict[str,
 
 
 def _other_urls(record: Tool | Tutorial) -> Iterator[tuple[FieldPath, str]]:
-    yield ("url",), record.url
+    if not isinstance(record, Tool) or record.status is not ToolStatus.REMOVED:
+        yield ("url",), record.url
     if isinstance(record, Tool) and record.docs is not None:
         yield ("docs",), record.docs
 
@@ -415,14 +420,20 @@ def _check_dblp(link: Link, client: Client, endpoints: Endpoints) -> Finding:
 
 
 def _check_hub(link: Link, client: Client, endpoints: Endpoints) -> Finding:
-    kind = "" if link.target.startswith(("datasets/", "spaces/", "collections/")) else "models/"
-    answer = client.ask(f"{endpoints.hub}/{kind}{quote(link.target)}", accept=_JSON)
+    prefix, _, bare = link.target.partition("/")
+    if prefix == "collections":
+        # The API wants the number that the page's address may leave out.
+        return _check_page(link, f"{endpoints.hub_pages}/{quote(link.target)}", client)
+    if prefix not in ("datasets", "spaces"):
+        prefix, bare = "", link.target
+    path = link.target if prefix else f"models/{link.target}"
+    answer = client.ask(f"{endpoints.hub}/{quote(path)}", accept=_JSON)
     if answer.status != 200:
         return _absent(link, "the hub") if answer.status in _GONE else _untold(link, answer)
     name = _object(answer).get("id")
-    bare = link.target.partition("/")[2] if not kind else link.target
-    if isinstance(name, str) and kind and name.casefold() != bare.casefold():
-        return Finding(link, Verdict.MOVED, "it has another name now", name)
+    if isinstance(name, str) and name.casefold() != bare.casefold():
+        target = f"{prefix}/{name}" if prefix else name
+        return Finding(link, Verdict.MOVED, "it has another name now", target)
     return Finding(link, Verdict.OK)
 
 
@@ -450,7 +461,8 @@ def read_repository(link: Link, data: object) -> Finding:
         return Finding(link, Verdict.MOVED, "the repository was renamed", url)
     if data.get("size") == 0 and not link.expected_empty:
         return Finding(link, Verdict.EMPTY, "the repository is empty")
-    if data.get("archived") is True or data.get("disabled") is True:
+    archived = data.get("archived") is True or data.get("disabled") is True
+    if archived and not link.expected_archived:
         return Finding(link, Verdict.ARCHIVED, "the repository is read-only")
     return Finding(link, Verdict.OK)
 

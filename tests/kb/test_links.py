@@ -339,6 +339,33 @@ def test_dblp_and_hub(judge: Callable[..., list[Finding]], server: Server) -> No
     assert found[3].target == "a/new"
 
 
+def test_renamed_data_sets_and_pages_of_collections(
+    judge: Callable[..., list[Finding]], server: Server
+) -> None:
+    server.put("/hub/datasets/a/old", {"id": "a/new"})
+    server.put("/hubpages/collections/a/some", b"")
+    found = judge(
+        *(Link(Kind.HUB, n) for n in ("datasets/a/old", "collections/a/some", "collections/a/none"))
+    )
+    assert [f.verdict.value for f in found] == ["moved", "ok", "failing"]
+    assert found[0].target == "datasets/a/new"
+
+
+def test_tools_that_are_known_to_be_finished_are_no_news() -> None:
+    text = LITERATURE.replace("muster/hedgehog\n    docs", "tools/spade\n    docs")
+    spade = "github:tools/spade"
+
+    def found(status: str) -> dict[str, Link]:
+        changed = corpus(parse(text.replace("status: active", f"status: {status}"), "f"))
+        assert changed.problems == ()
+        return {link.key: link for link in links(changed)}
+
+    data = {"full_name": "tools/spade", "size": 1, "archived": True}
+    assert read_repository(found("active")[spade], data).verdict is Verdict.ARCHIVED
+    assert read_repository(found("archived")[spade], data).verdict is Verdict.OK
+    assert spade not in found("removed")
+
+
 @pytest.mark.parametrize(
     "body",
     [
