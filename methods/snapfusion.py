@@ -9,7 +9,7 @@ Li et al., "SnapFusion: Text-to-Image Diffusion Model on Mobile Devices within T
    for every block. While the latency is above its target the group of lowest value goes; where
    there is latency to spare the block of highest value is repeated in place. Robust training goes
    on in between. Latency is measured block by block, once.
-3. Decoder (Sec. 3.2, `harness/decoder.py`): half of the channels of the autoencoder's decoder go,
+3. Decoder (`harness/decoder.py`): half of the channels of the autoencoder's decoder go,
    the rest learns to decode as the whole one did, on latents drawn by the dense model.
 4. Step distillation (Eq. 6-11, `harness/step_distill.py`): one halving after the other, each taught
    by the larger model.
@@ -76,7 +76,7 @@ class Config:
     steps: int | None = None  # sampling steps after distillation; none: leave them
     from_steps: int = 16  # sampling steps that the first teacher takes
     distill_steps: int = 150  # optimizer steps for every halving
-    teacher: Literal["dense", "student"] = "dense"  # who teaches the next halving (Sec. 4.2)
+    teacher: Literal["dense", "student"] = "dense"  # who teaches the next halving; the paper: dense
     probability: float = 0.1  # of the guided loss, p (Fig. 7)
     original: float = 0.2  # weight of the denoising loss, gamma (Fig. 7)
     w_low: float = 2.0
@@ -328,8 +328,8 @@ def distil_steps(
 ) -> tuple[Pipeline, Notes]:
     """Halve the sampling steps until `config.steps`.
 
-    Every halving of a pruned model is taught by the dense model distilled to twice as many steps
-    (Sec. 4.2), or by the student before.
+    Every halving of a pruned model is taught by the dense model distilled to twice as many steps,
+    as in the paper's pipeline, or by the student before.
 
     Raises:
         ValueError: the steps are no power-of-two fraction of `from_steps`.

@@ -34,9 +34,8 @@ CARD = {
     "bar": "on drawn latents the decoder distilled on drawn latents is closer to the whole one "
     "than the decoder that was only cut and than the one distilled on encoded photographs, and it "
     "is measurably faster than the whole one, all by the 95 % interval over seeds",
-    "source": "SnapFusion, arXiv 2306.00980, Sec. 3.2 and Table 1: half of the channels, 50 -> 13 "
-    "million parameters, 369 -> 116 ms on a phone; whether photographs serve less well is our "
-    "question",
+    "source": "SnapFusion, arXiv 2306.00980, Table 1: half of the channels, 50 -> 13 million "
+    "parameters, 369 -> 116 ms on a phone; whether photographs serve less well is our question",
 }
 ARMS = ("whole", "cut", "generated", "encoded")
 COLUMNS = (

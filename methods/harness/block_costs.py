@@ -1,7 +1,7 @@
 """What every block of a denoiser costs, once and for all: seconds measured, or MACs counted.
 
-SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, Sec. 3.1) decides with such a table instead
-of timing every candidate model anew.
+SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, "Efficient UNet") decides with such a table
+instead of timing every candidate model anew.
 """
 
 from __future__ import annotations

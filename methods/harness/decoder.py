@@ -1,8 +1,9 @@
 """A smaller decoder for latents: cut its channels, then learn to decode as the whole one did.
 
-SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, Sec. 3.2): half of the decoder's channels go
-and the rest is trained on the mean squared error to the images of the whole decoder, on latents
-that the diffusion model draws from text. No photographs and no encoder are needed.
+SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, "Efficient Image Decoder"): half of the
+decoder's channels go and the rest is trained on the mean squared error to the images of the whole
+decoder, on latents that the diffusion model draws from text. No photographs and no encoder are
+needed.
 """
 
 from __future__ import annotations
