@@ -233,7 +233,8 @@ def test_unusable_input(command: Callable[..., Result], file: Path) -> None:
     result = command("--entry", "nobody")
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert "no preprint or submission has this id" in result.output
-    assert command("--patch", str(file.parent / "no" / "folder")).exit_code == 2
+    # A folder that is missing is made; a file is none.
+    assert command("--patch", str(file / "published.patch")).exit_code == 2
     file.write_bytes(b"\xff")
     result = command()
     assert result.exit_code == 2
