@@ -15,7 +15,6 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 from xml.sax.saxutils import escape, quoteattr
 
-from kb.files import replace_file as replace_file
 from kb.schema import (
     SCHEMA_VERSION,
     Literature,

@@ -24,7 +24,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kb.export import replace_file  # noqa: E402
+from kb.files import replace_file  # noqa: E402
 from methods.harness.masks import NOfM, Pattern, Unstructured, removed  # noqa: E402
 from methods.harness.measure import system_info  # noqa: E402
 
