@@ -11,10 +11,11 @@ from torch import nn
 from methods import diff_pruning
 from methods.harness import zoo
 from methods.harness.channels import channel_groups
-from methods.harness.checkpoint import load_pruned, save_pruned
+from methods.harness.checkpoint import load_base, load_pruned, save_pruned
 from methods.harness.gradients import accumulate_gradients
 from methods.harness.pipeline import Examples, Pipeline
 from methods.harness.sample import sample
+from methods.harness.scores import overlap
 from tests.harness import tiny
 
 
@@ -217,6 +218,20 @@ def test_planted_redundancy_is_found():
         if name in notes["keep"]:
             assert not set(planted) & set(notes["keep"][name]), name
     assert any(name in notes["keep"] for name in dead)
+
+
+def test_bf16_moves_fewer_channels_than_other_noise_does():
+    """On the shipped U-Net; other images and noise are how far a selection is known at all."""
+    pipe = load_base("fashion_unet")
+    keeps = []
+    for precision, seed in (("fp32", 0), ("bf16", 0), ("fp32", 1)):
+        config = diff_pruning.Config(
+            macs=0.5, batch_size=8, stride=125, threshold=0.0, precision=precision
+        )
+        _, notes = diff_pruning.compress(pipe.private_copy(), tiny.task(pipe, seed), config)
+        keeps.append(notes["keep"])
+    full, bf16, redrawn = keeps
+    assert overlap(bf16, full) > 0.95 > overlap(redrawn, full)
 
 
 @pytest.mark.slow
