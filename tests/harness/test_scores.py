@@ -118,6 +118,31 @@ def test_the_scripts_other_criteria_equal_a_loop_over_slices(score, of_slice):
         assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
 
 
+@pytest.mark.parametrize("name", ["one_head", "many_heads"])
+def test_every_criterion_is_torch_prunings(name):
+    """On its own groups, member for member: taylor, the sum of |w g|, L1 and L2."""
+    tp = pytest.importorskip("torch_pruning")
+    model = with_gradients(name)
+    weights, grads = tensors(model)
+    x, t = tiny.inputs(model)
+    graph = tp.DependencyGraph().build_dependency(model, {"sample": x, "timestep": t})
+    criteria = [
+        (tp.importance.GroupTaylorImportance(multivariable=True), taylor.SCORE),
+        (tp.importance.GroupTaylorImportance(), diff_pruning.SCORES["diffusers"]),
+        (tp.importance.GroupMagnitudeImportance(p=1), magnitude_of(1)),
+        (tp.importance.GroupMagnitudeImportance(p=2), magnitude_of(2)),
+    ]
+    for group in channel_groups(model):
+        layer = model.get_submodule(group.name)
+        is_conv = isinstance(layer, nn.Conv2d)
+        prune = tp.prune_conv_out_channels if is_conv else tp.prune_linear_out_channels
+        whole = graph.get_pruning_group(layer, prune, idxs=list(range(group.size)))
+        for theirs, ours in criteria:
+            expected, found = theirs(whole), ours(group, weights, grads)
+            gap = (expected / expected.mean() - found / found.mean()).abs().max()
+            assert gap <= 1e-5, group.name
+
+
 def test_scores_by_hand():
     """Two linear layers 2 -> 2 -> 1: channel i owns row i of the first, column i of the second."""
 
