@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 
 from kb.load import Corpus, Entry, FieldPath
 from kb.rules.registry import Finding, Number, measures, numbers, rows, rule
@@ -129,6 +130,28 @@ def measure_zero(corpus: Corpus) -> Iterator[Finding]:
                     (*path, name),
                     f"{measure.metric.value} of 0",
                     "give the number, or leave the measure out",
+                )
+
+
+_LONGEST_PRINTED = 12  # digits; a float that was computed carries sixteen or seventeen
+
+
+def _digits(value: float) -> tuple[int, ...]:
+    return Decimal(repr(value)).normalize().as_tuple().digits
+
+
+@rule("number-tail", "error", "Nobody prints sixteen digits; the tail comes from a computation.")
+def number_tail(corpus: Corpus) -> Iterator[Finding]:
+    for entry, path, _, measure in numbers(corpus).measures:
+        for name in ("value", "upper", "dense", "spread"):
+            value = getattr(measure, name)
+            # Only the first question is asked of all numbers; the second tells digits from zeros.
+            if len(repr(value)) > _LONGEST_PRINTED and len(_digits(value)) > _LONGEST_PRINTED:
+                yield Finding(
+                    entry,
+                    (*path, name),
+                    f"{value!r} has more digits than any source prints",
+                    f"write {value:.{_LONGEST_PRINTED}g}, or what the source prints",
                 )
 
 
