@@ -13,7 +13,7 @@ from torch import nn
 from kb import results
 from methods import registry, snapfusion
 from methods.__main__ import main
-from methods.harness import block_costs, decoder, depth, prompts
+from methods.harness import block_costs, decoder, depth, prompts, zoo
 from methods.harness.bases import small_autoencoder
 from methods.harness.block_costs import BlockCosts
 from methods.harness.checkpoint import load_pruned, read_tensors, save_pruned
@@ -209,6 +209,41 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             snapfusion.compress(pipe.private_copy(), around, replace(SMALL, **changes))
+
+
+def resnet_params(reads, gives, time=1280):
+    """Two norms, two 3x3 convolutions, the time projection, a shortcut where the width changes."""
+    inner = 2 * reads + 9 * reads * gives + gives + (time + 1) * gives
+    shortcut = (reads + 1) * gives if reads != gives else 0
+    return inner + 2 * gives + 9 * gives**2 + gives + shortcut
+
+
+def attention_params(c, text=768):
+    """Norm, both projections, three layer norms, self and cross attention, gated feed-forward."""
+    attend = (4 * c * c + c) + (2 * c * c + 2 * text * c + c)
+    return 2 * c + 2 * (c * c + c) + 6 * c + attend + (8 * c * c + 8 * c) + (4 * c * c + c)
+
+
+@pytest.mark.parametrize(
+    ("up_resnet", "reads", "total"), [(1, 2560, 723_274_884), (2, 1920, 731_468_164)]
+)
+def test_the_papers_architecture_block_by_block(up_resnet, reads, total):
+    """Table 3 from Stable Diffusion v1.5, in two readings: neither has the 848 M of Table 1.
+
+    The table gives numbers of blocks, not which: of the lowest resolution's 7 ResNets the three of
+    the up part are taken here, of the next up stage's one.
+    """
+    model, _ = zoo.ARCHITECTURES["sd15"].on_meta()
+    gone = [f"down_blocks.0.attentions.{k}" for k in range(2)]
+    gone += [f"up_blocks.3.attentions.{k}" for k in range(3)]
+    gone += ["down_blocks.2.resnets.1", f"up_blocks.1.resnets.{up_resnet}"]
+    gone += [f"up_blocks.0.resnets.{k}" for k in range(3)]
+    depth.drop_units(model, gone)
+    depth.repeat_units(model, [f"up_blocks.1.attentions.{k}" for k in range(3)])
+    expected = 859_520_964 - 5 * attention_params(320) + 3 * attention_params(1280)
+    expected -= resnet_params(1280, 1280) + resnet_params(reads, 1280)
+    expected -= 3 * resnet_params(2560, 1280)
+    assert sum(p.numel() for p in model.parameters()) == expected == total
 
 
 # --- costs -----------------------------------------------------------------------------------
