@@ -1,6 +1,6 @@
 """How far generated images are from real ones, and from the dense model's own images.
 
-Everything is computed in float64 and is deterministic. Features come from
+Everything is computed in float64, on the device of what is given. Features come from
 ``methods.harness.features``; a distance means nothing without that protocol and the sample count.
 """
 
@@ -85,7 +85,21 @@ def frechet_from_moments(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: T
     return max(distance, 0.0)
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
+@dataclass(frozen=True)
+class KernelSet:
+    """A set of features with the mean of its own kernel matrix, which many distances share."""
+
+    features: Tensor  # (N, D), float64
+    own: float  # mean of k(x, x') over x != x'
+
+
+def kernel_set(features: Tensor) -> KernelSet:
+    """The reusable side of many kernel distances; ``features`` (N >= 2, D)."""
+    x = _features("features", features)
+    return KernelSet(x, _mean_off_diagonal(x))
+
+
+def kernel_distance(a: Tensor | KernelSet, b: Tensor | KernelSet) -> float:
     """Unbiased squared maximum mean discrepancy of features (N, D) and (M, D), cubic kernel.
 
     The estimator and the kernel k(x, y) = (x.y / D + 1)^3 of the Kernel Inception Distance
@@ -93,11 +107,12 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     over subsets. Unbiased, so it can be slightly negative for equal distributions. ValueError as
     ``frechet_distance``.
     """
-    x, y = _features("first set", a), _features("second set", b)
+    p, q = (x if isinstance(x, KernelSet) else kernel_set(x) for x in (a, b))
+    x, y = p.features, q.features
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"feature sets differ in width: {x.shape[1]} and {y.shape[1]}")
     cross = _kernel_sum(x, y) / (len(x) * len(y))
-    return _mean_off_diagonal(x) + _mean_off_diagonal(y) - 2 * cross
+    return p.own + q.own - 2 * cross
 
 
 def kernel_distance_error(a: Tensor, b: Tensor, *, blocks: int = 10) -> float:

@@ -239,7 +239,11 @@ class Bench:
 
     @cached_property
     def reference_stats(self) -> metrics.FeatureStats:
-        return metrics.feature_stats(self.reference_features)
+        return metrics.feature_stats(self.reference_features.to(self.device))
+
+    @cached_property
+    def reference_kernel(self) -> metrics.KernelSet:
+        return metrics.kernel_set(self.reference_features.to(self.device))
 
     def rows(self, seed: int) -> Tensor | None:
         """What the images of a seed are asked for; None where nothing can be asked."""
@@ -394,20 +398,13 @@ class Bench:
         return pipe, name | cost.record(), name | notes
 
     def _size(self, pipe: Pipeline, task: Task) -> tuple[Record, tuple[measure.Macs, measure.Macs]]:
-        inputs = task.example_inputs(1)
-        pair = {"dense": self.dense.denoiser, "pruned": pipe.denoiser}
-        macs = {name: measure.count_macs(model, inputs) for name, model in pair.items()}
-        sizes = {
-            name: {
-                "params": measure.count_params(model),
-                "nonzero_params": measure.count_nonzero(model),
-                "weight_bytes": measure.weight_bytes(model),
-                "macs": macs[name].conv_linear,
-                "macs_with_attention": macs[name].total,
-            }
-            for name, model in pair.items()
-        }
-        return {**sizes["pruned"], "dense": sizes["dense"]}, (macs["dense"], macs["pruned"])
+        record, macs = _sizes(pipe.denoiser, task)
+        dense_record, dense_macs = self._dense_size
+        return {**record, "dense": dict(dense_record)}, (dense_macs, macs)
+
+    @cached_property
+    def _dense_size(self) -> tuple[Record, measure.Macs]:
+        return _sizes(self.dense.denoiser, self.task_at(0))
 
     def _latency(
         self, pipe: Pipeline, inputs: Record, macs: tuple[measure.Macs, measure.Macs]
@@ -471,14 +468,14 @@ class Bench:
             images = self.sample(pipe, seed)
             features = lite0_features(images, device=self.device)
         self.report("compare with the reference and with the dense model's images")
-        reference = self.reference_features
+        features = features.to(self.device)
         quality: Record = {
             "frechet": metrics.frechet_distance(
                 metrics.feature_stats(features), self.reference_stats
             ),
-            "kernel": metrics.kernel_distance(features, reference),
+            "kernel": metrics.kernel_distance(features, self.reference_kernel),
             "kernel_standard_error": metrics.kernel_distance_error(
-                features, reference, blocks=_KERNEL_BLOCKS
+                features, self.reference_kernel.features, blocks=_KERNEL_BLOCKS
             ),
             "mse_to_dense": metrics.same_noise_mse(images, dense["images"]),
             "ssim_to_dense": metrics.ssim(images, dense["images"]),
@@ -596,6 +593,18 @@ def code_sha256(recipe: Recipe) -> str:
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def _sizes(model: nn.Module, task: Task) -> tuple[Record, measure.Macs]:
+    macs = measure.count_macs(model, task.example_inputs(1))
+    record = {
+        "params": measure.count_params(model),
+        "nonzero_params": measure.count_nonzero(model),
+        "weight_bytes": measure.weight_bytes(model),
+        "macs": macs.conv_linear,
+        "macs_with_attention": macs.total,
+    }
+    return record, macs
 
 
 def _base_name(task: str, model: str | None) -> str:

@@ -172,7 +172,7 @@ def investigate(
             zip(("model", "precision", "sampler", "steps"), key, strict=True)
         )
         row["frechet"] = metrics.frechet_distance(
-            metrics.feature_stats(features), bench.reference_stats
+            metrics.feature_stats(features.to(lab.device)), bench.reference_stats
         )
         row["agreement"] = share.get("all", share.get("class"))
         row["error"] = error
