@@ -4,7 +4,8 @@
 latent with the penalty of the released code (l1), on the last latent with the paper's, the expected
 number of open gates (l0), and on single answers along the dense run (step, with l1), which is what
 the paper calls a per-step loss. Each ranking keeps equal numbers of heads and neurons in every
-layer. Judged on requests and noise that were not learned from, by the mean squared error of the
+layer. Each has a few weights of its penalty to choose from, for each size the one whose last latent
+is best on the noise that was learned from. Judged from other noise by the mean squared error of the
 last latent, and by that of single answers, the per-step loss's own measure.
 
 Expect: `python -m methods experiment ecodiff_objective --device cuda`, about 4 minutes.
@@ -47,12 +48,13 @@ class Config:
     low: float = 0.2  # of all heads and of all neurons removed from every layer
     high: float = 0.4  # the same, the second size
     prompts: int = 32  # requests that are learned from
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 8  # requests per optimizer step
     steps: int = 8  # sampling steps, of learning and of judging
     learning_rate: float = 0.3  # of lambda
-    beta: float = 0.01  # weight of l1
-    beta_l0: float = 1e-4  # weight of l0, which adds up units where l1 averages them
+    beta: float = 0.01  # largest weight of l1 that is tried
+    beta_l0: float = 1e-4  # of l0, which adds up units where l1 averages them
+    betas: int = 3  # weights that are tried, each a tenth of the one before
     held_out: int = 64  # requests that are judged with
 
 
@@ -73,22 +75,29 @@ def rate(bench: Bench, seed: int, config: Config) -> list[dict[str, Value]]:
     pipe.denoiser.eval().requires_grad_(False)
     layers = width_layers(pipe.denoiser)
     run, x = start(pipe, around, config.steps, config.held_out, "ecodiff/held out")
+    known, origin = start(
+        pipe, around, config.steps, config.prompts, "ecodiff"
+    )  # what is learned from
     with torch.no_grad():
         dense = run.latents(x)
+        goal = known.latents(origin)[-1]
     rows: list[dict[str, Value]] = [
         {"ratio": ratio, "seed": seed} for ratio in (config.low, config.high)
     ]
     for arm in ARMS:
-        lambdas = learn(pipe, around, arm, config)
+        tried = [learn(pipe, around, arm, 10**-power, config) for power in range(config.betas)]
         for row, ratio in zip(rows, (config.low, config.high), strict=True):
-            keep = ecodiff.select_units(layers, lambdas, ratio, "local")
+            keeps = [ecodiff.select_units(layers, found, ratio, "local") for found in tried]
+            keep = min(keeps, key=lambda some: masked_error(known, origin, goal, layers, some))
             row[f"{arm}_latent"] = masked_error(run, x, dense[-1], layers, keep)
             row[f"{arm}_answer"] = answers_error(run, dense, layers, keep)
     return rows
 
 
-def learn(pipe: Pipeline, around: Task, arm: str, config: Config) -> Mapping[str, torch.Tensor]:
-    """Lambda by layer, learned with one of the objectives."""
+def learn(
+    pipe: Pipeline, around: Task, arm: str, part: float, config: Config
+) -> Mapping[str, torch.Tensor]:
+    """Lambda by layer, learned with one of the objectives and `part` of its largest penalty."""
     chosen = ecodiff.Config(
         ratio=config.low,
         prompts=config.prompts,
@@ -96,7 +105,7 @@ def learn(pipe: Pipeline, around: Task, arm: str, config: Config) -> Mapping[str
         batch_size=config.batch_size,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        beta=config.beta_l0 if arm == "l0" else config.beta,
+        beta=part * (config.beta_l0 if arm == "l0" else config.beta),
         regulariser="l0" if arm == "l0" else "l1",
         objective="step" if arm == "step" else "trajectory",
     )

@@ -13,7 +13,7 @@ from methods.harness.width import keep_units, width_layers
 from tests.experiments import tiny_lab
 from tests.harness import tiny
 
-SMALL = {"prompts": 4, "epochs": 1, "batch_size": 2, "steps": 2, "held_out": 3}
+SMALL = {"prompts": 4, "epochs": 1, "batch_size": 2, "steps": 2, "held_out": 3, "betas": 2}
 
 
 def gate_rows(learned, random, magnitude):
@@ -22,6 +22,7 @@ def gate_rows(learned, random, magnitude):
             "task": "fashion_dit",
             "ratio": 0.2,
             "seed": seed,
+            "beta": 0.01,
             "learned": a,
             "random": b,
             "magnitude": c,
@@ -47,6 +48,7 @@ def test_gates_at_tiny_size():
     assert len(found.rows) == 2 * 2 * 2  # bases, seeds, sizes
     assert all(row[key] > 0 for row in found.rows for key in ("learned", "random", "magnitude"))
     for task in ("fashion_dit", "fashion_t2i"):  # more removed, more lost
+        assert {row["beta"] for row in found.rows} <= {0.01, 0.001}
         for seed in (0, 1):
             low, high = [
                 row["random"] for row in found.rows if (row["task"], row["seed"]) == (task, seed)
