@@ -41,7 +41,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .harness.denoise import predict
-from .harness.masks import Along, Layer, NOfM, Which, apply_masks, crossing, removed, sparse_layers
+from .harness.masks import (
+    Along,
+    Layer,
+    NOfM,
+    Which,
+    apply_masks,
+    crossing,
+    lowest,
+    removed,
+    sparse_layers,
+)
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task
 from .harness.train import Recipe, retrain
 
@@ -169,7 +179,7 @@ def sparse_weights(
     masked = {}
     for name in names:
         weight = model.get_parameter(f"{name}.weight")
-        mask = removed(weight.detach().abs(), pattern, name)
+        mask = lowest(weight.detach().abs(), pattern, name)
         masked[f"{name}.weight"] = SparseWeight.apply(  # type: ignore[no-untyped-call]
             weight, mask, decay, dense_gradient
         )

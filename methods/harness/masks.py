@@ -134,6 +134,12 @@ def removed(scores: Tensor, pattern: Pattern, name: str = "the layer") -> Tensor
     """
     if bool(scores.sum().isnan()):
         raise ValueError(f"{name}: a score is not a number")
+    return lowest(scores, pattern, name)
+
+
+@torch.no_grad()
+def lowest(scores: Tensor, pattern: Pattern, name: str = "the layer") -> Tensor:
+    """`removed` for scores that are known to be numbers: a training loop need not wait to ask."""
     if isinstance(pattern, Unstructured):
         rows = scores.reshape(1 if pattern.per == "layer" else len(scores), -1)
         return _lowest(rows, int(rows.shape[1] * pattern.ratio)).reshape(scores.shape)
