@@ -20,9 +20,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from kb.schema import RECORDS, Literature, Paper, Record, Tool, Tutorial
 
-# 10,000 entries with their result rows take about 28 MB and 2.2 million nodes.
-MAX_BYTES = 40 * 1024 * 1024
-MAX_NODES = 3_000_000
+# 10,000 entries with as many result rows as now take 31 to 36 MB and 2.3 to 2.8 million nodes.
+MAX_BYTES = 48 * 1024 * 1024
+MAX_NODES = 4_000_000
 MAX_DEPTH = 32
 MAX_ITEMS = 20_000
 MAX_PROBLEMS = 500
