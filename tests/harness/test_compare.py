@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEP = Sweep(TASK, ("random_pruning", "magnitude"), macs=(0.6,), seeds=(0, 1))
 # What a second run may measure differently: times, and what follows from them.
 TIMED = {"speedup", "speedup_wall", "no_faster", "cost_seconds", "peak_memory_fraction"}
+TIMED |= {"compression"}
 
 
 @pytest.fixture(scope="module")
