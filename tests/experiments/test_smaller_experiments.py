@@ -10,7 +10,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from methods import bk_sdm, registry
-from methods.experiments import bk_sdm_distillation, guided_retraining, sensitivity_order
+from methods.experiments import (
+    bk_sdm_distillation,
+    guided_retraining,
+    sensitivity_order,
+    smaller_and_faster,
+)
 from methods.harness import run
 from methods.harness.checkpoint import save_base
 from methods.harness.experiment import Lab
@@ -19,7 +24,7 @@ from tests.experiments import text_lab, tiny_lab
 from tests.experiments.small_lab import PROTOCOL
 from tests.harness import tiny
 
-MODULES = (bk_sdm_distillation, guided_retraining, sensitivity_order)
+MODULES = (bk_sdm_distillation, guided_retraining, sensitivity_order, smaller_and_faster)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -137,13 +142,18 @@ def two_layers() -> UNet2DConditionModel:
     )
 
 
-def test_sensitivity_order_when_small(tmp_path, monkeypatch):
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A real bench on a text-to-image pipeline of random weights."""
     task = text_lab.TASK
     monkeypatch.setattr(run, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setitem(run.TASKS, task, run.TaskData(text_lab.colour_splits, "random"))
     save_base(replace(text_lab.t2i(), denoiser=tiny.shaken(two_layers())), tmp_path / task)
     bench = Bench(task, PROTOCOL, model=str(tmp_path / task))
-    lab = Lab(seeds=(0, 1), protocol=PROTOCOL, _benches={task: bench})
+    return Lab(seeds=(0, 1), protocol=PROTOCOL, _benches={task: bench})
+
+
+def test_sensitivity_order_when_small(lab):
     config = sensitivity_order.Config(judged=1, judged_size=2, retrain_steps=1, batch_size=2)
     finding = sensitivity_order.investigate(lab, config)
     assert len(finding.rows) == 2 * 2 * 4
@@ -153,6 +163,51 @@ def test_sensitivity_order_when_small(tmp_path, monkeypatch):
         assert len({row["mse"] for row in rows}) > 1
     base, small = [row["params"] for row in finding.rows if row["order"] == "BK-SDM's list"][:2]
     assert small < base
+
+
+# --- smaller_and_faster ----------------------------------------------------------------------
+
+
+def headline_rows(frechet, agreement, params=0.53):
+    """Ours as given, BK-SDM-Small at 200 and 0.5 with 0.56 of the parameters."""
+    figures = {
+        smaller_and_faster.OURS: (frechet, agreement, params),
+        smaller_and_faster.UNDISTILLED: (400.0, 0.4, params),
+        smaller_and_faster.LIST: (200.0, 0.5, 0.56),
+        smaller_and_faster.DENSE: (50.0, 0.9, 1.0),
+    }
+    return [
+        {"model": model, "steps": 8, "seed": seed, "params": left, "mse": 0.1}
+        | {"frechet": distance * (1 + seed), "agreement": share + 0.01 * seed}
+        for seed in range(3)
+        for model, (distance, share, left) in figures.items()
+    ]
+
+
+def test_smaller_faster_and_better_are_all_needed():
+    judge = smaller_and_faster.judge
+    shown = judge(headline_rows(100.0, 0.8))
+    assert shown.verdict == "shown"
+    assert "ratio 0.5 (0.5 to 0.5" in shown.answer and "0.530 of the parameters" in shown.answer
+    assert "distance 0.25 (0.25 to 0.25" in shown.answer
+    part = judge(headline_rows(100.0, 0.3))
+    assert part.verdict == "in part" and part.why == "the agreement is not surely higher"
+    assert judge(headline_rows(300.0, 0.3)).verdict == "not shown"
+    large = judge(headline_rows(100.0, 0.8, params=0.57))
+    assert large.verdict == "not shown" and "not smaller" in large.why
+
+
+def test_smaller_and_faster_when_small(lab):
+    config = smaller_and_faster.Config(
+        params=0.3, steps=2, from_steps=5, train_steps=3, judged=1, batch_size=2
+    )
+    finding = smaller_and_faster.investigate(lab, config)
+    models = [(row["model"], row["steps"]) for row in finding.rows if row["seed"] == 1]
+    assert len(models) == len(set(models)) == 5 and len(finding.rows) == 10
+    sizes = {row["model"]: row["params"] for row in finding.rows}
+    assert sizes[smaller_and_faster.OURS] == sizes[smaller_and_faster.UNDISTILLED] <= 0.3
+    assert sizes[smaller_and_faster.DENSE] == 1
+    assert len({row["frechet"] for row in finding.rows}) == 10
 
 
 # --- bk_sdm_distillation ---------------------------------------------------------------------
