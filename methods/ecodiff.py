@@ -176,13 +176,11 @@ class GateNoise:
     name: str
 
     def __call__(self, step: int) -> Gates:
-        draw = seeded(self.seed, f"{self.name}/{step}")
-        return {
-            name: hard_concrete(
-                values, torch.rand(values.shape, generator=draw).to(values.device), self.delta
-            )
-            for name, values in self.lambdas.items()
-        }
+        values = torch.cat(list(self.lambdas.values()))  # at once: layers are many and small
+        u = torch.rand(values.shape, generator=seeded(self.seed, f"{self.name}/{step}"))
+        gates = hard_concrete(values, u.to(values.device), self.delta)
+        sizes = [len(each) for each in self.lambdas.values()]
+        return dict(zip(self.lambdas, gates.split(sizes), strict=True))
 
 
 def hard_concrete(lambdas: Tensor, u: Tensor, delta: float) -> Tensor:
