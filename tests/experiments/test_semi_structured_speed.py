@@ -88,6 +88,58 @@ def test_layers_and_blocks_are_two_of_four_and_missing_kernels_are_named():
                 assert variant.note.startswith("not available: ") and "CUDA" in variant.note
 
 
+class FakeEvent:
+    """A mark on a clock that each call of a kernel moves by what the kernel costs."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_kernels_take_turns_and_only_their_own_calls_are_timed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("sleep"))
+    calls = []
+
+    def kernel(name, cost):
+        def run():
+            calls.append(name)
+            FakeEvent.now += cost
+
+        return run
+
+    runs = {"dense": kernel("dense", 3.0), "sparse": kernel("sparse", 1.0)}
+    times = speed.interleaved(runs, speed.Config(rounds=2, calls=2))
+    assert times == {"dense": [3.0, 3.0], "sparse": [1.0, 1.0]}
+    turns = [["dense", "sparse"], ["sparse", "dense"], ["dense", "sparse"]]
+    assert calls == [c for turn in turns for name in turn for c in ("sleep", name, name)]
+
+
+def test_what_is_told_of_a_kernel_is_what_it_answered(monkeypatch):
+    """The packed weight is stood in for by a rounded one: its error and bytes must be told."""
+    monkeypatch.setattr(
+        speed, "interleaved", lambda runs, config: {n: [1.0, 3.0, 2.0] for n in runs}
+    )
+    monkeypatch.setattr(speed, "pack", lambda weight, backend: weight * 1.5)
+    monkeypatch.setattr(speed, "packed_bytes", lambda weight: weight.numel())
+    found = speed.measure((32, 16), 4, 0, torch.device("cpu"), speed.Config())
+    assert found["dense"]["error"] == 0 and found["dense"]["bytes"] == 1
+    assert found["cutlass"]["error"] == pytest.approx(0.5, abs=0.01)
+    assert found["cutlass"]["bytes"] == 0.5  # one byte a weight here, two in bf16
+    assert found["cutlass"]["ms"] == 2.0
+    assert found[speed.SEARCHED]["ms"] is None and found[speed.SEARCHED]["note"]
+    (_, sparse, _, searched) = speed.summary("linear", 4, [found, found])
+    assert sparse["speedup"] == 1.0 and searched["speedup"] is None
+
+
 @pytest.mark.cuda
 def test_it_runs_on_a_gpu():
     config = speed.Config(least=64, rounds=2, calls=2)
