@@ -77,7 +77,7 @@ def test_every_batch_is_seen_with_the_empty_request_too():
 
 def test_guided_retraining_when_small():
     config = guided_retraining.Config(
-        params=0.9, judged=1, retrain_steps=2, batch_size=2, held_out=4, timesteps=1
+        params=0.97, judged=1, retrain_steps=2, batch_size=2, held_out=4, timesteps=1
     )
     lab = tiny_lab.lab()
     finding = guided_retraining.investigate(lab, config)
