@@ -30,7 +30,16 @@ from kb.export import FILES, bibtex_entry, llms_txt, venue
 from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
 from kb.recomputed import Recomputed, Verdict, by_row
-from kb.results import Experiment, Table, cells, claim, headline, protocol_line
+from kb.results import (
+    Experiment,
+    Table,
+    cells,
+    claim,
+    dense_first,
+    headline,
+    protocol_line,
+    rows_of,
+)
 from kb.rules import RULES, Rule
 from kb.schema import (
     VOCABULARIES,
@@ -902,20 +911,6 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
             "result.md.j2", task=task, table=table, images=inputs.images.get(task, ())
         )
     return found
-
-
-def dense_first(table: Table, rows: Sequence[Table]) -> list[Table]:
-    """`rows` behind the dense model's row, which stands once."""
-    dense = [row for row in table["rows"] if row["slug"] == "dense"]
-    return dense + [row for row in rows if row["slug"] != "dense"]
-
-
-def rows_of(method: str, table: Table) -> list[Table]:
-    """Rows of a result table whose recipe has this method in it."""
-    stages = {
-        row["slug"]: [s.split("-")[0] for s in row["slug"].split("+")] for row in table["rows"]
-    }
-    return [row for row in table["rows"] if method in stages[row["slug"]]]
 
 
 _RELATIVE_LINK = re.compile(r"\]\((?!https://|#)([^)\s]+)\)")

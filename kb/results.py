@@ -25,6 +25,7 @@ COMPARED = ("frechet", "kernel")
 _METRICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
 _RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
 _RECOVERIES = frozenset({"finetune", "distill"})
+_GATES_ONLY = frozenset({"ecodiff"})  # their optimizer steps learn what goes and move no weight
 _FASTER = 1.01  # below this a speed-up is none: repeated timings differ by as much
 
 Table = dict[str, Any]
@@ -133,8 +134,8 @@ class Record(_Strict):
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole recipe: what retraining means in a table."""
-        return sum(cost.optimizer_steps for cost in self.cost)
+        """Optimizer steps that moved weights: what retraining means in a table."""
+        return sum(c.optimizer_steps for c in self.cost if c.method not in _GATES_ONLY)
 
 
 class ExperimentColumn(_Strict):
@@ -276,7 +277,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("macs_fraction", "MACs left", "convolution and linear MACs, of the dense model's; achieved"),
     ("params", "params", "parameters of the denoiser, zeros included"),
     ("nonzero_fraction", "non-zero", "parameters that are not zero, of the dense model's"),
-    ("optimizer_steps", "retraining", "optimizer steps of the whole recipe"),
+    ("optimizer_steps", "retraining", "optimizer steps that moved weights, in the whole recipe"),
     (
         "frechet",
         "Fréchet ↓",
@@ -493,6 +494,20 @@ def headline(table: Table) -> list[Table]:
         if _depth(row) > _depth(kept):
             last[row["method"]] = row
     return sorted(last.values(), key=lambda row: (row["slug"] != "dense", row["frechet"]["mean"]))
+
+
+def dense_first(table: Table, rows: Sequence[Table]) -> list[Table]:
+    """`rows` behind the dense model's row, which stands once."""
+    dense = [row for row in table["rows"] if row["slug"] == "dense"]
+    return dense + [row for row in rows if row["slug"] != "dense"]
+
+
+def rows_of(method: str, table: Table) -> list[Table]:
+    """Rows of a result table whose recipe has this method in it."""
+    stages = {
+        row["slug"]: [s.split("-")[0] for s in row["slug"].split("+")] for row in table["rows"]
+    }
+    return [row for row in table["rows"] if method in stages[row["slug"]]]
 
 
 def _depth(row: Table) -> tuple[int, float, float]:

@@ -1,4 +1,4 @@
-"""`python -m methods`: list, run, compare, table, count, experiment, claims, sample."""
+"""`python -m methods`: list, run, compare, standard, table, count, experiment, claims, sample."""
 
 from __future__ import annotations
 
@@ -207,6 +207,49 @@ def compare(
     if outcome.failures:
         slug, seed, reason = outcome.failures[0]
         stop(f"{len(outcome.failures)} runs failed, the first {slug}, seed {seed}: {reason}")
+
+
+@app.command("standard")
+def standard_comparison(
+    task: TaskOption,
+    methods: Annotated[str | None, typer.Option(help="comma-separated; all if left out")] = None,
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    device: DeviceOption = "cpu",
+    latency_device: LatencyDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """The comparison that is committed: runs what is missing of it, then draws its pictures."""
+    with usage_errors():
+        seed_list = numbers("--seeds", seeds, int)
+        registry.check_task(task, [])
+    from kb import results
+    from methods.harness import compare as harness
+    from methods.harness import report
+    from methods.harness.run import RESULTS, RUNS, Bench
+
+    with usage_errors():
+        check_device(device, latency_device)
+        protocol, _ = _protocol(None, None, None, None, latency_device=latency_device)
+        sweeps = harness.standard_sweeps(task, seed_list, methods.split(",") if methods else ())
+    places = harness.Places.standard()
+    with progress(quiet=as_json) as (moved, said):
+        bench = Bench(task, protocol, device=device, report=said)
+        outcomes = [
+            harness.run_sweep(bench, sweep, places, progress=moved, warn=say) for sweep in sweeps
+        ]
+    data = results.table(task)
+    for path in report.draw_committed(data, harness.kept_images(data, RUNS), RESULTS / task):
+        say(f"drew {shown(path)}")
+    if as_json:
+        emit(data)
+    else:
+        show(data)
+    done, kept = (sum(getattr(o, key) for o in outcomes) for key in ("done", "skipped"))
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    say(f"{done} measured, {kept} kept, {len(failures)} failed; next: scripts/render.py")
+    if failures:
+        slug, seed, reason = failures[0]
+        stop(f"{len(failures)} runs failed, the first {slug}, seed {seed}: {reason}")
 
 
 @app.command()

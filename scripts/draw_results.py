@@ -8,47 +8,29 @@ from typing import Annotated
 
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-from kb import results
-from kb.render import dense_first, rows_of
-from methods.harness import report, run
-from methods.harness.checkpoint import read_tensors
-from methods.harness.compare import PICTURED
+from kb import results  # noqa: E402
+from methods.harness import compare, report, run  # noqa: E402
 
 
 def main(
     task: Annotated[str, typer.Argument(help="a task with committed results")],
     runs: Annotated[Path, typer.Option(help="where the runs kept their images")] = run.RUNS,
 ) -> None:
-    """Write pareto.png, and samples.png where the images of the runs are at hand."""
+    """Write pareto.png, and grids of samples where the images of all runs are at hand."""
     try:
         table = results.table(task)
     except ValueError as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from error
-    folder = run.RESULTS / task
-    report.draw_pareto(table, folder / "pareto.png")
-    typer.echo("drew pareto.png")
-    rows = []
-    for row in table["rows"]:
-        images = sorted((runs / task / row["slug"]).glob("*/samples.safetensors"))
-        if images:
-            tensors, _ = read_tensors(images[0])
-            rows.append((row, tensors["images"][:PICTURED]))
-    if len(rows) < len(table["rows"]):
-        typer.echo(f"samples left as they are: {len(rows)} of {len(table['rows'])} rows have")
-        typer.echo("their images; run the comparison on this machine to draw them")
-        return
-    by_slug = {row["slug"]: (row, images) for row, images in rows}
-    first = [by_slug[row["slug"]] for row in results.headline(table)]
-    report.draw_samples(first, folder / "samples.png")
-    typer.echo("drew samples.png")
-    methods = {part.split("-")[0] for row, _ in rows for part in row["slug"].split("+")}
-    for name in sorted(methods - {"dense", "finetune"}):
-        own = [by_slug[row["slug"]] for row in dense_first(table, rows_of(name, table))]
-        report.draw_samples(own, folder / "samples" / f"{name}.png")
-        typer.echo(f"drew samples/{name}.png")
+    images = compare.kept_images(table, runs)
+    for path in report.draw_committed(table, images, run.RESULTS / task):
+        typer.echo(f"drew {path.relative_to(ROOT)}")
+    if len(images) < len(table["rows"]):
+        typer.echo(f"grids left as they are: {len(images)} of {len(table['rows'])} rows have their")
+        typer.echo("images here; run the comparison on this machine to draw them")
 
 
 if __name__ == "__main__":

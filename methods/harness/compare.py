@@ -51,6 +51,24 @@ QUICK_SETTINGS = (
 )
 QUICK_PROTOCOL = Protocol(samples=200, steps=10, reference=2_000, latency_rounds=8)
 
+# The committed comparison. Scores of channels look at every tenth timestep, gates are learned over
+# few steps: the paper's own numbers would take hours of two cores for every row.
+STANDARD_SIZES = (0.75, 0.5)
+STANDARD_SEEDS = (0, 1, 2)
+STANDARD_STEPS = 200  # optimizer steps of retraining
+TRAINED = ("snapfusion", "smaller_faster_sd", "sparsedm")  # train while they prune
+STANDARD_SETTINGS = (
+    "diff_pruning.stride=10",
+    "taylor.stride=10",
+    "ecodiff.prompts=16",
+    "ecodiff.steps=8",
+    "ecodiff.learning_rate=0.3",
+    "ecodiff.beta=0.01",
+    f"smaller_faster_sd.retrain_steps={STANDARD_STEPS}",
+    f"sparsedm.steps={STANDARD_STEPS}",
+)
+UNSTRUCTURED_SETTINGS = ("magnitude.unit=weight", "magnitude.ratio=0.5")
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -273,6 +291,60 @@ def first_images(
             tensors, _ = read_tensors(path)
             found.append((row, tensors["images"][:PICTURED]))
     return found
+
+
+def kept_images(table: results.Table, runs: Path) -> dict[str, Tensor]:
+    """First images (N, C, H, W) of each row's first seed by slug, where they were kept."""
+    found = {}
+    for row in table["rows"]:
+        paths = sorted((runs / table["task"] / row["slug"]).glob("*/samples.safetensors"))
+        if paths:
+            found[row["slug"]] = read_tensors(paths[0])[0]["images"][:PICTURED]
+    return found
+
+
+def standard_sweeps(
+    task: str, seeds: tuple[int, ...] = STANDARD_SEEDS, only: Sequence[str] = ()
+) -> tuple[Sweep, ...]:
+    """The comparison that is committed: every method that handles the task, `only` some of them.
+
+    Channels at three quarters and a half of the MACs, layers, heads and neurons at as many
+    parameters, half of the weights zeroed where tensors stay dense; without retraining and with
+    one budget for all. Methods that train as they prune get that budget for themselves.
+
+    Raises:
+        ValueError: `only` names a method that is not compared on this task.
+    """
+    able = [
+        method.name
+        for method in registry.methods()
+        if task in method.card["tasks"] and method.card.get("role") != "recovery"
+    ]
+    for name in only:
+        if name not in able:
+            raise ValueError(registry.unknown(f"method {name!r} of the comparison", name, able))
+    chosen = [name for name in able if name != "dense" and (not only or name in only)]
+
+    def sweep(names: Sequence[str], steps: tuple[int, ...], *assignments: str) -> Sweep:
+        methods = tuple(name for name in chosen if name in names)
+        changes = [text for text in assignments if text.split(".")[0] in methods]
+        return Sweep(
+            task,
+            methods,
+            macs=STANDARD_SIZES,
+            params=STANDARD_SIZES,
+            seeds=seeds,
+            finetune_steps=steps,
+            assignments=tuple(changes),
+        )
+
+    cut = [name for name in able if name not in (*TRAINED, "dense")]
+    sweeps = (
+        sweep(cut, (0, STANDARD_STEPS), *STANDARD_SETTINGS),
+        sweep(TRAINED, (0,), *STANDARD_SETTINGS),
+        sweep(("magnitude",), (0, STANDARD_STEPS), *UNSTRUCTURED_SETTINGS),
+    )
+    return tuple(s for s in sweeps if s.methods) or (sweep((), (0,)),)
 
 
 def quick_sweep(task: str) -> Sweep:

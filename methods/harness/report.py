@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _DODGE = 0.7  # per cent of MACs between the points of two methods of one size
 
 
 def draw_pareto(table: Table, path: Path) -> None:
-    """Fréchet distance against MACs left, one panel per retraining budget, dense as a line."""
+    """Fréchet distance against MACs left, without and with retraining, dense as a line."""
     with matplotlib.rc_context({"font.size": 10, "font.family": "DejaVu Sans"}):
         write_bytes(path, _png(_pareto(table)))
 
@@ -39,14 +39,16 @@ def draw_pareto(table: Table, path: Path) -> None:
 def _pareto(table: Table) -> Figure:
     pruned = [row for row in table["rows"] if row["method"] != "dense"]
     dense = next((row for row in table["rows"] if row["method"] == "dense"), None)
-    budgets = sorted({row["optimizer_steps"] for row in pruned}) or [0]
+    retrained = {row["optimizer_steps"] for row in pruned} - {0}
+    budgets = sorted({bool(row["optimizer_steps"]) for row in pruned}) or [False]
     series = _series(pruned)
     figure = Figure(figsize=(1.2 + 4.1 * len(budgets), 4.6), dpi=130, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True, squeeze=True))
     for axes, budget in zip(panels, budgets, strict=True):
-        _panel(axes, [row for row in pruned if row["optimizer_steps"] == budget], series, dense)
-        steps = f"{budget} optimizer steps of retraining" if budget else "no retraining"
-        axes.set_title(steps, fontsize=10, color=_INK)
+        rows = [row for row in pruned if bool(row["optimizer_steps"]) == budget]
+        _panel(axes, rows, series, dense)
+        title = f"{_range(retrained)} optimizer steps of retraining" if budget else "no retraining"
+        axes.set_title(title, fontsize=10, color=_INK)
         axes.set_xlabel("MACs left, % of dense (equal sizes drawn side by side)")
     values = [r["frechet"]["mean"] for r in table["rows"]]
     if min(values) > 0 and max(values) / min(values) > 10:
@@ -64,6 +66,11 @@ def _pareto(table: Table) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(_title(table), fontsize=11, color=_INK)
     return figure
+
+
+def _range(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}–{high}"
 
 
 def _sparse_minor(ratio: float) -> Any:
@@ -136,6 +143,29 @@ def draw_samples(rows: Sequence[tuple[Table, Tensor]], path: Path) -> None:
     """One line of images a row of the table; a column starts from the same noise everywhere."""
     with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
         write_bytes(path, _png(_samples(rows)))
+
+
+def draw_committed(table: Table, images: Mapping[str, Tensor], folder: Path) -> Iterator[Path]:
+    """Draw a task's pictures into its folder of results and yield each: the Pareto plot, the
+    deepest row of every method, and every row of each method beside the dense model's.
+
+    `images` maps the slugs of the table to images (N, C, H, W). Without those of all rows only the
+    plot is drawn, since a grid that leaves rows out would look whole.
+    """
+    draw_pareto(table, folder / "pareto.png")
+    yield folder / "pareto.png"
+    if any(row["slug"] not in images for row in table["rows"]):
+        return
+
+    def draw(rows: Sequence[Table], path: Path) -> Path:
+        draw_samples([(row, images[row["slug"]]) for row in rows], path)
+        return path
+
+    yield draw(results.headline(table), folder / "samples.png")
+    named = {part.split("-")[0] for row in table["rows"] for part in row["slug"].split("+")}
+    for name in sorted(named - {"dense", "finetune"}):
+        own = results.dense_first(table, results.rows_of(name, table))
+        yield draw(own, folder / "samples" / f"{name}.png")
 
 
 def _samples(rows: Sequence[tuple[Table, Tensor]]) -> Figure:

@@ -80,6 +80,31 @@ def test_a_sweep_is_methods_by_sizes_by_retraining_and_the_dense_model() -> None
     assert [registry.slug(r) for r in by_weight.recipes()] == ["dense", "magnitude-ratio0.5"]
 
 
+@pytest.mark.parametrize("task", ["fashion_unet", "fashion_dit", "fashion_t2i"])
+def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
+    recipes = [r for sweep in compare.standard_sweeps(task) for r in sweep.recipes()]
+    slugs = {registry.slug(recipe) for recipe in recipes}
+    compared = {stage.method for recipe in recipes for stage in recipe}
+    able = {m.name for m in registry.methods() if task in m.card["tasks"]}
+    assert able - compared == {"distill"}
+    for name in ("random_pruning", "magnitude"):
+        for size in ("0.75", "0.5"):
+            bare = f"{name}-macs{size}"
+            assert {bare, f"{bare}+finetune-steps{compare.STANDARD_STEPS}"} <= slugs
+    assert "magnitude-ratio0.5-unitweight" in slugs
+    # What trains by itself gets no second budget.
+    assert not any(s.startswith(compare.TRAINED) and "finetune" in s for s in slugs)
+
+
+def test_a_part_of_the_standard_comparison() -> None:
+    (sweep,) = compare.standard_sweeps("fashion_dit", (1,), ("taylor",))
+    assert sweep.methods == ("taylor",) and sweep.seeds == (1,)
+    assert sweep.assignments == ("taylor.stride=10",)
+    assert [s.methods for s in compare.standard_sweeps("fashion_dit", (1,), ("dense",))] == [()]
+    with pytest.raises(ValueError, match=r"valid: .*taylor"):
+        compare.standard_sweeps("fashion_dit", (0,), ("bk_sdm",))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
