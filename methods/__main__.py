@@ -218,7 +218,7 @@ def standard_comparison(
     latency_device: LatencyDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """The comparison that is committed: runs what is missing of it, then draws its pictures."""
+    """The comparison that is committed: runs what is missing; the whole draws its pictures too."""
     with usage_errors():
         seed_list = numbers("--seeds", seeds, int)
         registry.check_task(task, [])
@@ -238,7 +238,8 @@ def standard_comparison(
             harness.run_sweep(bench, sweep, places, progress=moved, warn=say) for sweep in sweeps
         ]
     data = results.table(task)
-    for path in report.draw_committed(data, harness.kept_images(data, RUNS), RESULTS / task):
+    images = {} if methods else harness.kept_images(data, RUNS)
+    for path in () if methods else report.draw_committed(data, images, RESULTS / task):
         say(f"drew {shown(path)}")
     if as_json:
         emit(data)
