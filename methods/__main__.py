@@ -238,9 +238,10 @@ def standard_comparison(
             harness.run_sweep(bench, sweep, places, progress=moved, warn=say) for sweep in sweeps
         ]
     data = results.table(task)
-    images = {} if methods else harness.kept_images(data, RUNS)
-    for path in () if methods else report.draw_committed(data, images, RESULTS / task):
-        say(f"drew {shown(path)}")
+    if not methods:
+        images = harness.kept_images(data, RUNS)
+        for path in report.draw_committed(data, images, RESULTS / task):
+            say(f"drew {shown(path)}")
     if as_json:
         emit(data)
     else:
