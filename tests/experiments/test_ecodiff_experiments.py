@@ -13,7 +13,7 @@ from methods.harness.width import keep_units, width_layers
 from tests.experiments import tiny_lab
 from tests.harness import tiny
 
-SMALL = {"prompts": 4, "epochs": 1, "batch_size": 2, "steps": 2, "held_out": 3, "betas": 2}
+SMALL = {"prompts": 4, "epochs": 1, "batch_size": 2, "steps": 2, "held_out": 3}
 
 
 def gate_rows(learned, random, magnitude):
@@ -22,7 +22,7 @@ def gate_rows(learned, random, magnitude):
             "task": "fashion_dit",
             "ratio": 0.2,
             "seed": seed,
-            "beta": 0.01,
+            "penalty": "l1, 0.01",
             "learned": a,
             "random": b,
             "magnitude": c,
@@ -48,7 +48,7 @@ def test_gates_at_tiny_size():
     assert len(found.rows) == 2 * 2 * 2  # bases, seeds, sizes
     assert all(row[key] > 0 for row in found.rows for key in ("learned", "random", "magnitude"))
     for task in ("fashion_dit", "fashion_t2i"):  # more removed, more lost
-        assert {row["beta"] for row in found.rows} <= {0.01, 0.001}
+        assert {row["penalty"] for row in found.rows} <= {"l1, 0.01", "l1, 0.001", "l0, 0.0001"}
         for seed in (0, 1):
             low, high = [
                 row["random"] for row in found.rows if (row["task"], row["seed"]) == (task, seed)
@@ -104,7 +104,9 @@ def test_objectives_are_judged_by_the_last_latent():
 
 
 def test_objectives_at_tiny_size():
-    found = ecodiff_objective.investigate(tiny_lab.lab(), ecodiff_objective.Config(**SMALL))
+    found = ecodiff_objective.investigate(
+        tiny_lab.lab(), ecodiff_objective.Config(**SMALL, betas=2)
+    )
     assert [row["ratio"] for row in found.rows] == [0.2, 0.4, 0.2, 0.4]
     assert all(value > 0 for row in found.rows for key, value in row.items() if key != "seed")
     errors = {tuple(row[f"{arm}_latent"] for row in found.rows) for arm in ("l1", "l0", "step")}
