@@ -51,7 +51,7 @@ class Config:
     epochs: int = 8
     batch_size: int = 8  # requests per optimizer step
     steps: int = 8  # sampling steps, of learning and of judging
-    learning_rate: float = 0.3  # of lambda
+    learning_rate: float = 0.2  # of lambda
     beta: float = 0.01  # largest weight of l1 that is tried
     beta_l0: float = 1e-4  # of l0, which adds up units where l1 averages them
     betas: int = 3  # weights that are tried, each a tenth of the one before
