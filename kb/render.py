@@ -481,7 +481,7 @@ def doc_blocks(doc: str) -> tuple[Markup, ...]:
     blocks: list[Markup] = []
     for block in doc.split("\n\n")[1:]:
         lines = block.strip("\n").splitlines()
-        first_item = next((i for i, row in enumerate(lines) if row.startswith("* ")), None)
+        first_item = next((i for i, row in enumerate(lines) if _MARK.match(row)), None)
         if lines and all(row.startswith("    ") for row in lines):
             blocks.append(fenced("\n".join(row[4:].replace("```", "") for row in lines), "text"))
             continue
@@ -489,9 +489,23 @@ def doc_blocks(doc: str) -> tuple[Markup, ...]:
         if head:
             blocks.append(_doc_text(" ".join(head)))
         if first_item is not None:
-            items = re.split(r"\n\* ", "\n" + "\n".join(lines[first_item:]))[1:]
-            blocks.append(Markup("\n").join(Markup("- ") + _doc_text(item) for item in items))
+            blocks.append(_doc_list(lines[first_item:]))
     return tuple(blocks)
+
+
+_MARK = re.compile(r"(?:\*|(\d)\.) ")
+
+
+def _doc_list(lines: Sequence[str]) -> Markup:
+    """Items that begin with `* ` or `1. `, each on as many lines as it likes."""
+    items: list[tuple[Markup, list[str]]] = []
+    for line in lines:
+        if found := _MARK.match(line):
+            mark = Markup(f"{found[1]}. " if found[1] else "- ")
+            items.append((mark, [line[found.end() :]]))
+        else:
+            items[-1][1].append(line)
+    return Markup("\n").join(mark + _doc_text(" ".join(text)) for mark, text in items)
 
 
 # --------------------------------------------------------------------------- claims

@@ -476,6 +476,13 @@ def test_a_method_file_is_read_without_being_run(tmp_path: Path) -> None:
     assert blocks == ["A list:", "- first goes on\n- second", "```text\nx = 1\n```\n"]
 
 
+def test_numbered_steps_of_a_docstring_are_a_list() -> None:
+    doc = "Head.\n\nBy steps:\n1. First `a`,\n   which goes on\n2. Second: 1.5 of 2.\n\n2.5 times."
+    blocks = [str(b) for b in render.doc_blocks(doc)]
+    steps = "1. First <code>a</code>, which goes on\n2. Second: 1.5 of 2."
+    assert blocks == ["By steps:", steps, "2.5 times."]
+
+
 def test_every_field_and_word_is_explained() -> None:
     found = render.pages(inputs(), TEMPLATES)
     for record in render.DOCUMENTED:
