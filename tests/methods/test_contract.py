@@ -93,6 +93,18 @@ CASES = {
         "smaller_faster_sd",
         {"params": None, "batch_size": 4, "retrain_steps": 0, "steps": 5, "distill_steps": 1},
     ),
+    "snapfusion_grown": (
+        "snapfusion",
+        {
+            "latency": 1.2,
+            "additions": 1,
+            "clock": "macs",
+            "robust_steps": 1,
+            "between_steps": 1,
+            "batch_size": 4,
+            "judged": 1,
+        },
+    ),
     "sparsedm": ("sparsedm", {"steps": 2, "batch_size": 4}),
     "sparsedm_progressive": (
         "sparsedm",
