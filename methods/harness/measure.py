@@ -86,6 +86,30 @@ def count_macs(module: nn.Module, inputs: Inputs) -> Macs:
     return Macs(layers.flops // 2, (counter.get_total_flops() - layers.flops) // 2)
 
 
+def macs_inside(module: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, int]:
+    """MACs, attention included, spent inside each named submodule; "" is the whole.
+
+    Counted as `count_macs` does, in one forward pass.
+    """
+    ghost = _meta_copy(module).eval()
+    counter = FlopCounterMode(display=False)
+    flops = dict.fromkeys(["", *names], 0)
+
+    def watch(name: str, sign: int) -> Callable[..., None]:
+        def look(*_: Any) -> None:
+            flops[name] += sign * counter.get_total_flops()
+
+        return look
+
+    for name in names:
+        ghost.get_submodule(name).register_forward_pre_hook(watch(name, -1))
+        ghost.get_submodule(name).register_forward_hook(watch(name, 1))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        ghost(**_map_tensors(dict(inputs), lambda t: t.to("meta")))
+    flops[""] = counter.get_total_flops()
+    return {name: found // 2 for name, found in flops.items()}
+
+
 class _LayerFlops(TorchFunctionMode):
     """Sums what a flop counter gains inside calls of convolutions and linear layers."""
 

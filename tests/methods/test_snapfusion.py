@@ -106,7 +106,7 @@ def test_counted_costs_are_what_removal_saves(kind):
     names = [unit.name for unit in depth.removable(pipe.denoiser)]
     table = block_costs.block_costs(pipe.denoiser, names, around.example_inputs(), "macs")
     assert table.total == macs(pipe.denoiser, around)
-    for name in names[::3]:  # counting takes a quarter of a second
+    for name in names[::3]:  # counting again takes a quarter of a second
         left = depth.drop(pipe.private_copy(), [name])
         assert table.blocks[name] == table.total - macs(left.denoiser, around)
 
