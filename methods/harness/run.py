@@ -86,7 +86,7 @@ class Protocol:
     precision: str = "bf16"  # of the denoiser while sampling and timing
     reference: int = 10_000  # held-out images, the first of the split
     latency_batch: int = 16
-    latency_rounds: int = 20
+    latency_rounds: int = 10
     latency_threads: int = 1
     # Where time and memory are measured; None: where the recipe runs. It decides no figure of
     # quality, so records that differ in it alone may stand in one table.
