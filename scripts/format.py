@@ -37,7 +37,7 @@ def main(
         )
         raise typer.Exit(1)
     try:
-        write_atomically(file, formatted)
+        write_atomically(file.resolve(), formatted)
     except OSError as error:
         typer.echo(f"{file.name}:1: error: cannot be written: {error.strerror}; check it [write]")
         raise typer.Exit(2) from None

@@ -351,6 +351,15 @@ def test_format_checks_then_writes_then_is_content(tmp_path):
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server")
 
 
+def test_format_follows_a_link_and_leaves_it(tmp_path):
+    path, link = tmp_path / "real.yaml", tmp_path / "papers.yaml"
+    path.write_text("papers: []\nschema_version: '1.0'\n", encoding="utf-8")
+    link.symlink_to(path)
+    assert run("format.py", link).returncode == 0
+    assert link.is_symlink()
+    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server")
+
+
 def test_format_leaves_a_broken_file_alone(tmp_path):
     path = tmp_path / "papers.yaml"
     path.write_text("papers: [\n", encoding="utf-8")
