@@ -54,7 +54,7 @@ COLUMNS = (
 class Config:
     """The cut, the budget of retraining, and what the answers are compared on."""
 
-    params: float = 0.7  # of the denoiser's parameters stay
+    params: float = 0.5  # of the denoiser's parameters stay, as in the paper
     scored: int = 32  # images that the cut is chosen on
     scored_timesteps: int = 8  # noise levels of each
     steps: int = 300  # optimizer steps
