@@ -21,9 +21,13 @@ from kb.schema import (
     Measure,
     Metric,
     Paper,
+    Protocol,
     PublicationType,
+    Record,
     Result,
     Section,
+    Source,
+    Sparsity,
 )
 from kb.text import csv_text, latex, one_line, safe_url, source_url
 
@@ -147,6 +151,42 @@ _NUMBERS = frozenset(
     {"sparsity", "value", "upper", "dense", "spread", "canonical_value", "canonical_dense"}
     | {"steps", "guidance", "samples", "seeds", "batch"}
 )
+
+
+# Columns that stand for a field of another name; the rest are fields of a row, number or protocol.
+_RENAMED: Mapping[str, tuple[type[Record], str]] = {
+    "row": (Result, "id"),
+    "sparsity_kind": (Sparsity, "kind"),
+    "sparsity": (Sparsity, "value"),
+    "pattern": (Sparsity, "pattern"),
+    "sparsity_origin": (Sparsity, "origin"),
+    "sparsity_scope": (Sparsity, "scope"),
+    "measure_note": (Measure, "note"),
+    "protocol_note": (Protocol, "note"),
+    "source": (Source, "document"),
+    "place": (Source, "place"),
+    "place_row": (Source, "row"),
+    "via": (Source, "via"),
+}
+_DERIVED = {
+    "schema_version": "Version of the schema.",
+    "paper": "Id of the entry.",
+    "better": "Whether a lower or a higher value is better, or neither.",
+    "canonical_value": "`value` in `canonical_unit`.",
+    "canonical_dense": "`dense` in `canonical_unit`.",
+    "canonical_unit": "The first unit of the metric.",
+    "source_url": "Address of the source, where it has one.",
+}
+
+
+def columns() -> dict[str, str]:
+    """The columns of results.csv, and of the table of measures, with what they hold."""
+    found = {}
+    for name in _COLUMNS:
+        records = (r for r in (Result, Measure, Protocol, Paper) if name in r.model_fields)
+        record, field = _RENAMED.get(name) or (next(records, Paper), name)
+        found[name] = _DERIVED.get(name) or record.model_fields[field].description or ""
+    return found
 
 
 def _rows(literature: Literature) -> Iterator[Row]:
@@ -280,8 +320,8 @@ def papers_sqlite(literature: Literature) -> bytes:
         connection.execute("PRAGMA page_size = 4096")
         connection.execute("PRAGMA encoding = 'UTF-8'")
         connection.executescript("BEGIN;" + _TABLES)
-        columns = ", ".join(f'"{n}" {"REAL" if n in _NUMBERS else "TEXT"}' for n in _MEASURES)
-        connection.execute(f"CREATE TABLE measures (number INTEGER PRIMARY KEY, {columns})")
+        typed = ", ".join(f'"{n}" {"REAL" if n in _NUMBERS else "TEXT"}' for n in _MEASURES)
+        connection.execute(f"CREATE TABLE measures (number INTEGER PRIMARY KEY, {typed})")
         for table, rows in _tables(literature).items():
             if rows:
                 marks = ", ".join("?" * len(rows[0]))
@@ -487,7 +527,7 @@ def datapackage(literature: Literature, files: Mapping[str, bytes]) -> bytes:
         }
         if name == "results.csv":
             resource["profile"] = "tabular-data-resource"
-            resource["schema"] = {"fields": [_field(column) for column in _COLUMNS]}
+            resource["schema"] = {"fields": [_field(*column) for column in columns().items()]}
         resources.append(resource)
     return _json(
         {
@@ -501,8 +541,8 @@ def datapackage(literature: Literature, files: Mapping[str, bytes]) -> bytes:
     )
 
 
-def _field(column: str) -> dict[str, Any]:
-    field: dict[str, Any] = {"name": column}
+def _field(column: str, meaning: str) -> dict[str, Any]:
+    field: dict[str, Any] = {"name": column, "description": meaning}
     field["type"] = "number" if column in _NUMBERS else "string"
     if column == "metric":
         field["constraints"] = {"enum": [m.value for m in Metric]}

@@ -26,7 +26,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from markupsafe import Markup
 
 from kb import schema
-from kb.export import FILES, bibtex_entry, llms_txt, venue
+from kb.export import FILES, bibtex_entry, columns, llms_txt, venue
 from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
 from kb.recomputed import Recomputed, Verdict, by_row
@@ -883,7 +883,7 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
         "tutorials.md": page("tutorials.md.j2"),
         "glossary.md": page("glossary.md.j2", vocabularies=VOCABULARIES, metrics=tuple(Metric)),
         "fields.md": page("fields.md.j2", records=DOCUMENTED),
-        "data.md": page("data.md.j2", files=FILES),
+        "data.md": page("data.md.j2", files=FILES, columns=columns()),
         "results/index.md": page("results.md.j2"),
         "methods/index.md": page("methods.md.j2"),
         "experiments/index.md": page("experiments.md.j2"),

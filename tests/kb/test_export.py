@@ -108,8 +108,29 @@ def test_the_data_package_lists_every_file_with_its_checksum(files: dict[str, by
     for name, resource in listed.items():
         assert resource["bytes"] == len(files[name])
         assert resource["hash"] == "sha256:" + hashlib.sha256(files[name]).hexdigest()
-    columns = [f["name"] for f in listed["results.csv"]["schema"]["fields"]]
-    assert columns == next(csv.reader(io.StringIO(files["results.csv"].decode())))
+    fields = listed["results.csv"]["schema"]["fields"]
+    columns = next(csv.reader(io.StringIO(files["results.csv"].decode())))
+    assert [f["name"] for f in fields] == columns
+    assert all(f["description"].endswith(".") for f in fields)
+
+
+def test_columns_say_what_the_field_behind_them_says() -> None:
+    meanings = export.columns()
+    assert meanings["sparsity"] == "Fraction removed, 0 to 1."
+    assert meanings["value"] == "The number for the compressed model."
+    assert meanings["place_row"] == "Row or column within it."
+    assert meanings["status"] == "How far it was checked."
+    assert meanings["note"] == "What a reader must know before using the row."
+    assert len(set(meanings.values())) == len(meanings)
+
+
+def test_the_query_on_the_data_page_runs(files: dict[str, bytes]) -> None:
+    page = (ROOT / "site" / "templates" / "data.md.j2").read_text(encoding="utf-8")
+    query = page.split("```sql\n")[1].split("```")[0]
+    with open_database(files["papers.sqlite"]) as database:
+        rows = database.execute(query).fetchall()
+    assert len(rows) > 20
+    assert all(row[5] > 0 for row in rows)
 
 
 def test_every_file_names_the_schema_version(files: dict[str, bytes]) -> None:
