@@ -521,6 +521,10 @@ def _mend(kind: str, path: FieldPath, context: Mapping[str, Any], raw: str | Non
         return f"shorten it to {context['max_length']} characters"
     if kind == "string_too_short":
         return f"write at least {context['min_length']} characters"
+    if kind == "less_than_equal" and context["le"] == 1:
+        return "write a fraction: 0.44 for 44 %"
+    if kind in ("less_than_equal", "greater_than_equal"):
+        return "correct it; the field reference says what the number is"
     if kind in ("int_type", "float_type", "bool_type"):
         return "write it without quotes, and without a unit"
     return "correct it, or remove the key"
@@ -576,6 +580,10 @@ def _describe(
         return _MESSAGES[kind], _mend(kind, path, context, raw)
     if kind == "string_pattern_mismatch" or kind == "literal_error":
         return f"{_shown(value)} has the wrong form", _mend(kind, path, context, raw)
+    if kind == "less_than_equal":
+        return f"{_shown(value)} is above {context['le']:g}", _mend(kind, path, context, raw)
+    if kind == "greater_than_equal":
+        return f"{_shown(value)} is below {context['ge']:g}", _mend(kind, path, context, raw)
     if kind == "string_too_long":
         return f"has {len(value)} characters", _mend(kind, path, context, raw)
     if kind == "string_too_short":

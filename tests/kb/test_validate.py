@@ -77,6 +77,17 @@ def test_an_unquoted_arxiv_id_is_mended_digit_by_digit():
     assert problem.mend == "write it in quotes: '2305.10920'"
 
 
+def test_a_percentage_is_mended_to_a_fraction():
+    path = ROOT / "tests" / "kb" / "bad" / "schema-less-than-equal.yaml"
+    (problem,) = problems_of(path)
+    assert problem.message.endswith(" is above 1")
+    assert problem.mend == "write a fraction: 0.44 for 44 %"
+    text = path.read_text(encoding="utf-8")
+    value = text.partition("value: ")[2].partition("}")[0]
+    (problem,) = corpus(parse(text.replace(f"value: {value}", "value: -0.5", 1), "f")).problems
+    assert (problem.rule, problem.message) == ("schema-greater-than-equal", "'-0.5' is below 0")
+
+
 def test_a_bad_entry_does_not_hide_the_others_nor_make_relations_dangle():
     text = (ROOT / "papers.yaml").read_text(encoding="utf-8")
     broken = text.replace("    title: Structural Pruning", "    titel: Structural Pruning", 1)
