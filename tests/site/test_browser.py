@@ -95,6 +95,8 @@ def base() -> Iterator[str]:
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    if "CHROMIUM" not in os.environ:
+        pytest.fail("run this by scripts/try_site.py, which finds or installs a browser")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
             executable_path=os.environ["CHROMIUM"], args=["--no-sandbox", "--disable-gpu"]
