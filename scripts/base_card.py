@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import UTC, datetime
@@ -264,8 +265,10 @@ def _draw_loss(log: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="thousand images seen", ylabel="training loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png", metadata={"Software": None})
     plt.close(figure)
+    journal.write_bytes(path, buffer.getvalue())
 
 
 if __name__ == "__main__":
