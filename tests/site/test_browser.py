@@ -128,6 +128,8 @@ def test_pages_fit_and_can_be_read(chromium: Any, base: str, scheme: str) -> Non
         page.set_viewport_size(DESK)
         page.goto(f"{base}/{name}.html", wait_until="load")
         assert page.locator("body").get_attribute("data-md-color-scheme") == SCHEMES[scheme]
+        # What is fading in or out when the window changes has no colour of its own yet.
+        page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
         for size in (DESK, PHONE):
             page.set_viewport_size(size)
             wide = page.evaluate("document.documentElement.scrollWidth")
