@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -224,6 +225,9 @@ _BIB_TYPES = {
 }
 
 
+_PAGE_RANGE = re.compile(r"(?<=\d)\s?[-–]\s?(?=\d)")
+
+
 def bibtex_entry(paper: Paper) -> str:
     """One entry; the key is the paper's id."""
     publication = paper.publication
@@ -248,7 +252,7 @@ def bibtex_entry(paper: Paper) -> str:
     if year := publication.year or paper.year:
         fields["year"] = str(year)
     if publication.pages:
-        fields["pages"] = latex(publication.pages)
+        fields["pages"] = latex(_PAGE_RANGE.sub("--", publication.pages))
     if paper.arxiv:
         fields["eprint"], fields["archiveprefix"] = paper.arxiv, "arXiv"
     if paper.doi:

@@ -214,6 +214,16 @@ def test_bibtex_escapes_and_keeps_names_whole() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("pages", "shown"),
+    [("18144-18154", "18144--18154"), ("3 – 9", "3--9"), ("e1-e9", "e1-e9"), ("12", "12")],
+)
+def test_bibtex_writes_a_range_of_pages_with_two_hyphens(pages: str, shown: str) -> None:
+    publication = {"type": "conference", "venue": "CVPR", "year": 2024, "pages": pages}
+    (entry,) = parse_bib(export.papers_bib(of(record(publication=publication))))
+    assert entry["pages"] == shown
+
+
 @settings(deadline=None)
 @given(text=st.text(max_size=60).map(lines))
 def test_any_text_leaves_every_format_readable(text: str) -> None:
