@@ -311,8 +311,8 @@ def test_readme_shows_results_and_times_only_when_there_are_some() -> None:
     measured = {"machine": "2 cores", "setup_seconds": 61, "compare_seconds": 200}
     measured |= {"test_seconds": 120, "disk_mb": 1400}
     with_them = render.readme(inputs(results={"task": TABLE}, measured=measured), TEMPLATES)
-    assert "| some_method | 75.0 % | 0.85 M | 80.0 % | 100 |" in with_them
-    assert "| method | MACs left | params |" in with_them
+    assert "| some_method | 1 | 75.0 % | 0.85 M | 80.0 % | 100 |" in with_them
+    assert "| method | seeds | MACs left | params |" in with_them
     assert "5000 samples, DDIM, 20 sampling steps" in with_them
     assert "standard comparison says" in with_them
     assert "Measured on 2 cores: set-up 61 s" in with_them
