@@ -318,6 +318,7 @@ def tabulate(found: Sequence[Record]) -> Table:
     for record in found:
         by_slug.setdefault(record.slug, []).append(record)
     rows = [_row(group) for group in by_slug.values()]
+    shared = _drop_shared(rows)
     _tell_apart(rows)
     rows.sort(key=lambda r: (r["optimizer_steps"], -r["macs_fraction"], r["method"], r["slug"]))
     comparisons = _comparisons(rows, by_slug)
@@ -338,7 +339,7 @@ def tabulate(found: Sequence[Record]) -> Table:
         "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in shown],
         "rows": rows,
         "comparisons": comparisons,
-        "notes": _notes(found, rows),
+        "notes": _notes(found, rows) + shared,
     }
 
 
@@ -456,6 +457,30 @@ def _assignment(word: str, config: Mapping[str, Any]) -> str:
     keys = [key for key in config if word.startswith(key)]
     key = max(keys, key=len, default="")
     return f"{key}={word.removeprefix(key)}" if key else word
+
+
+def _drop_shared(rows: Sequence[Table]) -> list[str]:
+    """Take the settings that all rows of a method share out of their labels, into a note."""
+    words = {row["slug"]: row["recipe"].split() for row in rows}
+    alike: dict[tuple[str, ...], list[Table]] = {}
+    for row in rows:
+        names = tuple(word for word in words[row["slug"]] if "=" not in word)
+        alike.setdefault(names, []).append(row)
+    stated = []
+    for names, group in alike.items():
+        shared = set.intersection(*(set(words[row["slug"]]) for row in group)) - set(names)
+        if not shared:
+            continue
+        ordered = [word for word in words[group[0]["slug"]] if word in shared]
+        # What is left at its default says nothing; a number of steps is always in the slug.
+        told = [word for word in ordered if not word.endswith("=none")]
+        if told:
+            stated.append(f"{' '.join(names)}: {', '.join(told)}")
+        for row in group:
+            row["recipe"] = " ".join(w for w in words[row["slug"]] if w not in shared)
+    if not stated:
+        return []
+    return ["Settings that differ from a method's own: " + "; ".join(sorted(stated)) + "."]
 
 
 def _tell_apart(rows: Sequence[Table]) -> None:

@@ -27,7 +27,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#222222"
 _SIDE = 84  # least screen pixels of a sample's height: three lines of caption beside it
-_DODGE = 0.7  # per cent of MACs between the points of two methods of one size
+_DODGE = 0.9  # per cent of MACs between the points of two methods of one size
 
 
 def draw_pareto(table: Table, path: Path) -> None:
@@ -103,7 +103,8 @@ def _panel(
         axes.axhline(
             dense["frechet"]["mean"], color=_INK, linewidth=1, linestyle="--", label="dense (100 %)"
         )
-    for index, (recipe, label) in enumerate(series.items()):
+    aside = _dodged(rows)
+    for index, recipe in enumerate(sorted(series, key=series.__getitem__)):
         points = sorted(
             (row for row in rows if row["recipe"] == recipe), key=lambda row: row["macs_fraction"]
         )
@@ -112,31 +113,51 @@ def _panel(
         mean = np.array([row["frechet"]["mean"] for row in points])
         low = np.array([row["frechet"]["min"] for row in points])
         high = np.array([row["frechet"]["max"] for row in points])
-        aside = (index - (len(series) - 1) / 2) * _DODGE
         repeated = any(row["frechet"]["n"] > 1 for row in points)
+        again = index // len(_COLOURS)  # colours come round: then markers are hollow and others
+        colour = _COLOURS[index % len(_COLOURS)]
         axes.errorbar(
-            [100 * row["macs_fraction"] + aside for row in points],
+            [100 * row["macs_fraction"] + aside[row["slug"]] for row in points],
             mean,
             yerr=[mean - low, high - mean] if repeated else None,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            color=colour,
+            marker=_MARKERS[(index + 3 * again) % len(_MARKERS)],
             markersize=7,
-            markeredgecolor="white",
+            markerfacecolor="white" if again else colour,
+            markeredgecolor=colour if again else "white",
+            markeredgewidth=1.4,
             linewidth=1.3,
+            linestyle="-" if not again else "--",
             capsize=3,
-            label=label,
+            label=series[recipe],
         )
-    axes.margins(x=0.12)
+    axes.margins(x=0.08)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
+def _dodged(rows: Sequence[Table]) -> dict[str, float]:
+    """By slug, how far aside a point goes so that those of one size stand side by side."""
+    sizes: list[list[Table]] = []
+    for row in sorted(rows, key=lambda row: row["macs_fraction"]):
+        if sizes and row["macs_fraction"] - sizes[-1][0]["macs_fraction"] <= results.SAME_SIZE / 2:
+            sizes[-1].append(row)
+        else:
+            sizes.append([row])
+    return {
+        row["slug"]: (place - (len(alike) - 1) / 2) * _DODGE
+        for alike in sizes
+        for place, row in enumerate(sorted(alike, key=lambda row: row["recipe"]))
+    }
+
+
 def _title(table: Table) -> str:
-    seeds = sorted({seed for row in table["rows"] for seed in row["seeds"]})
-    many = f"{len(seeds)} seeds, bars from least to most" if len(seeds) > 1 else "one seed"
-    return f"{table['task']}: {table['protocol'].get('samples')} samples a row, {many}"
+    repeats = {len(row["seeds"]) for row in table["rows"]}
+    seeds = f"{_range(repeats)} seed{'s' if max(repeats) > 1 else ''} a row"
+    bars = ", bars from least to most" if max(repeats) > 1 else ""
+    return f"{table['task']}: {table['protocol'].get('samples')} samples, {seeds}{bars}"
 
 
 def draw_samples(rows: Sequence[tuple[Table, Tensor]], path: Path) -> None:

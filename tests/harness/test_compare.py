@@ -92,6 +92,12 @@ def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
             bare = f"{name}-macs{size}"
             assert {bare, f"{bare}+finetune-steps{compare.STANDARD_STEPS}"} <= slugs
     assert "magnitude-ratio0.5-unitweight" in slugs
+    for (where, name), sizes in compare.OUT_OF_REACH.items():
+        if where == task:
+            asked = {
+                stage.settings["params"] for r in recipes for stage in r if stage.method == name
+            }
+            assert asked == set(compare.STANDARD_SIZES) - set(sizes)
     # What trains by itself gets no second budget.
     assert not any(s.startswith(compare.TRAINED) and "finetune" in s for s in slugs)
 
