@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from kb.load import Unreadable, corpus, load, parse
-from kb.rules import RULES, check, prose, rule
+from kb.rules import RULES, check, links, prose, rule
 from kb.rules.arithmetic import printed
 from kb.rules.prose import recorded_runs
 from scripts import validate
@@ -378,3 +378,9 @@ def test_format_leaves_a_broken_file_alone(tmp_path):
     assert done.returncode == 2
     assert path.read_text(encoding="utf-8") == "papers: [\n"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["CC-BY-NC-3.0", "CC-BY-SA-3.0", "MIT OR Apache-2.0", "Zlib"])
+def test_licences_are_whole_words(name: str) -> None:
+    assert links._is_spdx(name)
+    assert not links._is_spdx(name[:-1])
