@@ -124,10 +124,18 @@ class Inputs:
     """Claims that were recomputed, from site/claims.json."""
     experiments: tuple[Experiment, ...] = ()
     """Questions about methods, each with its bar and what was found."""
+    questions: tuple[Method, ...] = ()
+    """The files that ask them, run or not: what `read_methods` finds in methods/experiments."""
     method_images: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     """Samples of one method beside the dense model's, by task and method."""
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     """What scripts/bench_kb.py and bench_links.py measured, from site/benchmarks.json."""
+
+    @property
+    def waiting(self) -> tuple[Method, ...]:
+        """Questions without a record."""
+        done = {experiment.name for experiment in self.experiments}
+        return tuple(question for question in self.questions if question.name not in done)
 
     def verdicts_on(self, method: Method) -> Counter[str]:
         """How many experiments about a method came out which way."""
@@ -886,7 +894,7 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
         "data.md": page("data.md.j2", files=FILES, columns=columns()),
         "results/index.md": page("results.md.j2"),
         "methods/index.md": page("methods.md.j2"),
-        "experiments/index.md": page("experiments.md.j2"),
+        "experiments/index.md": page("experiments.md.j2", waiting=inputs.waiting),
         "claims.md": page("claims.md.j2"),
         "unreported.md": page("unreported.md.j2"),
         "rules.md": page("rules.md.j2"),
@@ -918,8 +926,12 @@ def pages(inputs: Inputs, templates: Path) -> dict[str, str]:
             },
             evidence=[e for e in inputs.experiments if method.name in e.methods],
         )
+    asked = {question.name: question for question in inputs.questions}
     for experiment in inputs.experiments:
-        found[f"experiments/{experiment.name}.md"] = page("experiment.md.j2", experiment=experiment)
+        question = asked.get(experiment.name)
+        found[f"experiments/{experiment.name}.md"] = page(
+            "experiment.md.j2", experiment=experiment, doc=question.doc if question else ""
+        )
     for task, table in inputs.results.items():
         found[f"results/{task}.md"] = page(
             "result.md.j2", task=task, table=table, images=inputs.images.get(task, ())

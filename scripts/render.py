@@ -39,6 +39,7 @@ def gather(literature: Path) -> Inputs:
         results=tables,
         images={task: tuple(sorted((results.ROOT / task).glob("*.png"))) for task in tables},
         experiments=results.experiments(),
+        questions=read_methods(ROOT / "methods" / "experiments"),
         method_images={
             task: {p.stem: p for p in sorted((results.ROOT / task / "samples").glob("*.png"))}
             for task in tables

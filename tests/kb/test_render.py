@@ -356,8 +356,16 @@ def test_an_experiment_has_a_page_and_stands_on_its_methods_page() -> None:
             },
         }
     )
-    found = render.pages(inputs(experiments=(record,)), TEMPLATES)
+    card = {"methods": ["some_method"], "task": None, "bar": "it | holds", "source": "x"}
+    asked = (
+        render.Method("some_question", "Does a|b hold?\n\nThis was done.", card, ()),
+        render.Method("other_question", "And c?\n\nLater.", card, ()),
+    )
+    found = render.pages(inputs(experiments=(record,), questions=asked), TEMPLATES)
     page = found["experiments/some_question.md"]
+    assert "This was done." in page and "experiments/other_question.md" not in found
+    for name in ("experiments/index.md", "methods/some_method.md"):
+        assert "And c?" in found[name] and "it &#124; holds" in found[name]
     assert "| 1.50 |" in page and "| – |" in page and "2 seeds, a GPU" in page
     assert "# Does a&#124;b hold?" in page
     for name in ("experiments/index.md", "methods/some_method.md"):
