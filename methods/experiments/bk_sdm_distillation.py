@@ -22,7 +22,7 @@ import torch
 from methods import bk_sdm
 from methods.harness.distill import Distillation
 from methods.harness.edits import replay
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired_logs, verdict_of
 from methods.harness.judge import held_out_judges
 from methods.harness.pipeline import Pipeline
 from methods.harness.run import Bench
@@ -117,7 +117,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         for name, pair in (("distillation over task", distilled), ("copied over random", copied))
         if not pair.below
     ]
-    verdict: Verdict = "shown" if not missed else "not shown" if len(missed) == 2 else "in part"
+    verdict = verdict_of(len(missed), 2)
     answer = (
         f"Error of the student's answers, distilled over task alone: {distilled.ratio} from copied "
         f"weights, {against((RANDOM, DISTILLED), (RANDOM, ALONE)).ratio} from random ones; copied "

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from methods.harness.channels import channel_groups
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired, verdict_of
 from methods.harness.pipeline import Notes
 from methods.harness.run import Bench
 from methods.harness.scores import chance_overlap, overlap
@@ -116,9 +116,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     for rival in RIVALS:
         found[rival] = paired(column(rows, JUDGED, "retrained"), column(rows, rival, "retrained"))
     missed = [rival for rival, pair in found.items() if not pair.below]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     alike = ", ".join(
         f"{mean(column(rows, name, 'overlap')):.3f} at {name} (last timestep "
         f"{mean(column(rows, name, 'stop')):.0f})"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from methods import ecodiff
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired_logs, verdict_of
 from methods.harness.run import Bench
 from methods.harness.trajectory import masked_error, start
 from methods.harness.width import WidthLayer, unit_norms, width_layers
@@ -156,9 +156,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
             pair = paired_logs(values(here, "learned"), values(here, rival))
             found[f"{task}, {ratio} removed, against {rival}"] = pair
     missed = [name for name, pair in found.items() if not pair.below]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     answer = "Error of learned gates over the rival's: " + "; ".join(
         f"{name} {pair.ratio}" for name, pair in found.items()
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from methods import ecodiff
-from methods.harness.experiment import Column, Finding, Lab, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Value, paired_logs, verdict_of
 from methods.harness.pipeline import Pipeline, Task
 from methods.harness.run import Bench
 from methods.harness.trajectory import answers_error, masked_error, start
@@ -122,9 +122,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
             found[name] = paired_logs(values(here, f"{arm}_latent"), values(here, "step_latent"))
             own[name] = paired_logs(values(here, f"{arm}_answer"), values(here, "step_answer"))
     missed = [name for name, pair in found.items() if not pair.below]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     answer = (
         "Last latent's error, end to end over per-step: "
         + "; ".join(f"{name}: {pair.ratio}" for name, pair in found.items())

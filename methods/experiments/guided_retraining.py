@@ -26,7 +26,7 @@ from torch import Tensor
 
 from methods import smaller_faster_sd
 from methods.harness.denoise import Condition
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired_logs, verdict_of
 from methods.harness.judge import held_out_judges
 from methods.harness.pipeline import NoisedBatch, Pipeline, Task
 from methods.harness.run import Bench
@@ -153,7 +153,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         for name, pair in (("guided error", guided), ("gap of the null branches", null))
         if not pair.below
     ]
-    verdict: Verdict = "shown" if not missed else "not shown" if len(missed) == 2 else "in part"
+    verdict = verdict_of(len(missed), 2)
     answer = (
         f"Guided always over plain: guided error {guided.ratio}, gap of the null branches "
         f"{null.ratio}, plain error {against(ALWAYS, PLAIN, 'unguided').ratio}. Guided error of "

@@ -30,9 +30,9 @@ from methods.harness.experiment import (
     Lab,
     Paired,
     Value,
-    Verdict,
     paired,
     paired_logs,
+    verdict_of,
 )
 from methods.harness.knapsack import least_damage
 from methods.harness.run import Bench
@@ -211,9 +211,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
             f"{task}: rank correlation {levels}; together layers do {low:.2f} to {high:.2f} times "
             f"the sum; {picks}"
         )
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < checked else "not shown"
-    )
+    verdict = verdict_of(len(missed), checked)
     why = f"the interval does not clear the bar for {'; '.join(missed)}" if missed else ""
     return Finding(verdict, f"{'. '.join(said)}.", COLUMNS, tuple(rows), why)
 

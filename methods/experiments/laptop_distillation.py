@@ -19,7 +19,7 @@ from typing import Any
 
 from methods import laptop_diff
 from methods.harness.calibration import calibration
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired_logs, verdict_of
 from methods.harness.pipeline import Pipeline
 from methods.harness.run import Bench
 from methods.registry import Stage
@@ -145,7 +145,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         f"{arm} against plain features" for arm, pair in normalised.items() if not pair.below
     ]
     count = len(distilled) + len(normalised)
-    verdict: Verdict = "shown" if not missed else "in part" if len(missed) < count else "not shown"
+    verdict = verdict_of(len(missed), count)
     answer = (
         f"Error to the dense answers over that with the denoising loss alone: {told(distilled)}; "
         f"over that with plain features: {told(normalised)}. Frechet distance over that with the "

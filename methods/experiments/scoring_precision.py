@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from methods.harness.channels import channel_groups
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired, verdict_of
 from methods.harness.run import Bench
 from methods.harness.scores import chance_overlap, overlap
 from methods.registry import Settings, Stage
@@ -126,9 +126,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         name: paired(column(rows, name, "overlap"), redrawn) for name in cuts
     }
     missed = [name for name, pair in found.items() if not pair.above]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     full = mean(column(rows, "full", "images"))
     kept = "; ".join(
         f"{name} {mean(column(rows, name, 'overlap')):.4f} (more than redrawn by {pair}) for "

@@ -30,9 +30,9 @@ from methods.harness.experiment import (
     Lab,
     Paired,
     Value,
-    Verdict,
     paired,
     paired_logs,
+    verdict_of,
 )
 from methods.harness.pipeline import Pipeline, Task
 from methods.harness.run import Bench
@@ -168,8 +168,6 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
                 f"agreement {agreement} higher"
             )
     missed = [name for name, sure in won.items() if not sure]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(won) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(won))
     why = f"the interval does not exclude a tie or loss: {'; '.join(missed)}" if missed else ""
     return Finding(verdict, f"{'; '.join(said)}.", COLUMNS, tuple(rows), why)

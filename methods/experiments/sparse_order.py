@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.harness.calibration import observe
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired_logs, verdict_of
 from methods.harness.masks import Layer, sparse_layers
 from methods.harness.pipeline import Task
 from methods.harness.run import Bench
@@ -172,9 +172,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
             name = f"{task}, {pattern}, {label}, {better} over {worse}"
             found[name] = paired_logs(column(here, better, key), column(here, worse, key))
     missed = [name for name, pair in found.items() if not pair.below]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     answer = "Ratios: " + "; ".join(f"{name} {pair.ratio}" for name, pair in found.items()) + "."
     return Finding(verdict, answer, COLUMNS, tuple(rows), reason(found, missed))
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from methods.harness.experiment import Column, Finding, Lab, Paired, Value, Verdict, paired
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired, verdict_of
 from methods.harness.run import Bench
 from methods.registry import Settings, Stage
 
@@ -109,9 +109,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         if name not in (PUBLISHED, UNTRAINED)
     }
     missed = [name for name, pair in found.items() if not pair.below]
-    verdict: Verdict = (
-        "shown" if not missed else "in part" if len(missed) < len(found) else "not shown"
-    )
+    verdict = verdict_of(len(missed), len(found))
     gaps = "; ".join(f"{name} {pair}" for name, pair in found.items())
     untrained = fmean(column(rows, UNTRAINED))
     answer = (

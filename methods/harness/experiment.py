@@ -112,6 +112,17 @@ def paired_logs(a: Sequence[float], b: Sequence[float]) -> Paired:
     return paired([math.log(value) for value in a], [math.log(value) for value in b])
 
 
+def verdict_of(missed: int, checked: int) -> Verdict:
+    """The verdict on a bar of so many parts: shown if all are met, not shown if none is.
+
+    Raises:
+        ValueError: there is nothing to judge, or more missed than was checked.
+    """
+    if not 0 <= missed <= checked or not checked:
+        raise ValueError(f"{missed} of {checked} parts of a bar cannot be missed")
+    return "shown" if not missed else "not shown" if missed == checked else "in part"
+
+
 @dataclass
 class Lab:
     """What an experiment may use: seeds, a device and a bench for each task."""

@@ -132,3 +132,15 @@ def test_every_committed_experiment_is_described() -> None:
         card = registry.describe_experiment(name).card
         assert card["methods"] and set(card["methods"]) <= methods, name
         assert card["bar"] and card["source"], name
+
+
+def test_a_verdict_counts_the_parts_of_a_bar() -> None:
+    assert [experiment.verdict_of(missed, 3) for missed in range(4)] == [
+        "shown",
+        "in part",
+        "in part",
+        "not shown",
+    ]
+    for missed, checked in ((1, 0), (0, 0), (4, 3), (-1, 2)):
+        with pytest.raises(ValueError, match="cannot be missed"):
+            experiment.verdict_of(missed, checked)
