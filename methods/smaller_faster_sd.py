@@ -71,9 +71,7 @@ class Config:
     """Every stage can be left out; size and steps are the abstract's, w is SnapFusion's."""
 
     params: float | None = 0.54  # denoiser parameters left at most, (0, 1]; none: keep all blocks
-    judged: int = (
-        6  # batches of fixed requests and noise that blocks are judged on, each with its w
-    )
+    judged: int = 6  # batches of fixed requests and noise to judge blocks on, each with its w
     batch_size: int = 32
     retrain_steps: int = 150  # optimizer steps after the removal; 0: none
     probability: float = 0.5  # of the guided loss in retraining, p; our choice, none is published
