@@ -133,6 +133,11 @@ class Record(_Strict):
         return self.size.macs / self.size.dense.macs
 
     @property
+    def device(self) -> str:
+        """Where images were drawn and features taken: cpu or cuda. Times have their own device."""
+        return "cuda" if "--device cuda" in self.provenance.command else "cpu"
+
+    @property
     def optimizer_steps(self) -> int:
         """Optimizer steps that moved weights: what retraining means in a table."""
         return sum(c.optimizer_steps for c in self.cost if c.method not in _GATES_ONLY)
@@ -550,13 +555,15 @@ def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> lis
             equal = next((what for what in EQUAL if abs(a[what] - b[what]) <= SAME_SIZE), None)
             if equal is None or a["optimizer_steps"] != b["optimizer_steps"]:
                 continue
-            left = {record.seed: record.quality for record in by_slug[a["slug"]]}
-            right = {record.seed: record.quality for record in by_slug[b["slug"]]}
-            seeds = sorted(left.keys() & right.keys())
+            # A device rounds in its own way: only what the same kind of device drew is paired.
+            left = {(record.seed, record.device): record.quality for record in by_slug[a["slug"]]}
+            right = {(record.seed, record.device): record.quality for record in by_slug[b["slug"]]}
+            pairs = sorted(left.keys() & right.keys())
+            seeds = [seed for seed, _ in pairs]
             if not seeds:
                 continue
             for metric in COMPARED:
-                differences = [getattr(left[s], metric) - getattr(right[s], metric) for s in seeds]
+                differences = [getattr(left[p], metric) - getattr(right[p], metric) for p in pairs]
                 found.append(_comparison(a, b, metric, differences, seeds) | {"equal": equal})
     return found
 
@@ -657,6 +664,13 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     systems = {str(r.provenance.system.get("cpu")) for r in found}
     if len(systems) > 1:
         notes.append("Times come from different machines: " + "; ".join(sorted(systems)) + ".")
+    devices = {record.device for record in found}
+    if "cuda" in devices:
+        notes.append(
+            f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds otherwise "
+            "than a CPU and takes features with TF32 convolutions, torch's default there: rows of "
+            "both are not compared."
+        )
     if any(record.provenance.dirty for record in found):
         notes.append("Some runs were made with uncommitted changes; see `provenance.dirty`.")
     return notes

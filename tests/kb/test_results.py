@@ -154,6 +154,19 @@ def test_rows_of_equal_parameters_are_compared_but_not_ranked(tmp_path: Path) ->
     assert results.claim(pair).startswith("At 80 % of parameters, by Fréchet distance:")
 
 
+def test_rows_of_different_devices_are_not_compared(tmp_path: Path) -> None:
+    here = [record("magnitude", seed, 100.0 + seed) for seed in (0, 1)]
+    there = [record("random", seed, 200.0 + 2 * seed) for seed in (0, 1)]
+    for data in there:
+        data["provenance"]["command"] += " --device cuda"
+    table = table_of(tmp_path / "mixed", *here, *there)
+    assert table["comparisons"] == []
+    assert any("a GPU and a CPU" in note for note in table["notes"])
+    for data in here:
+        data["provenance"]["command"] += " --device cuda"
+    assert table_of(tmp_path / "alike", *here, *there)["comparisons"]
+
+
 def test_no_speed_gain_is_flagged(tmp_path: Path) -> None:
     table = table_of(tmp_path, record(speedup=1.002))
     assert table["rows"][0]["no_faster"]
