@@ -667,9 +667,9 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     devices = {record.device for record in found}
     if "cuda" in devices:
         notes.append(
-            f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds otherwise "
-            "than a CPU and takes features with TF32 convolutions, torch's default there: rows of "
-            "both are not compared."
+            f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds "
+            "otherwise than a CPU and takes features with TF32 convolutions, torch's default "
+            "there: rows of both are not compared."
         )
     if any(record.provenance.dirty for record in found):
         notes.append("Some runs were made with uncommitted changes; see `provenance.dirty`.")
