@@ -229,7 +229,12 @@ def standard_comparison(
 
     with usage_errors():
         check_device(device, latency_device)
-        protocol, _ = _protocol(None, None, None, None, latency_device=latency_device)
+        protocol, standard = _protocol(None, None, None, None, latency_device=latency_device)
+        if not standard:
+            raise ValueError(
+                "the committed comparison is drawn in bf16, which this CPU does not compute with: "
+                "give --device cuda, or compare apart with `python -m methods compare`"
+            )
         sweeps = harness.standard_sweeps(task, seed_list, methods.split(",") if methods else ())
     places = harness.Places.standard()
     with progress(quiet=as_json) as (moved, said):
@@ -239,7 +244,7 @@ def standard_comparison(
         ]
     data = results.table(task)
     if not methods:
-        images = harness.kept_images(data, RUNS)
+        images = harness.kept_images(data, RUNS, harness.STANDARD_SEEDS[0])
         for path in report.draw_committed(data, images, RESULTS / task):
             say(f"drew {shown(path)}")
     if as_json:

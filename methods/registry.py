@@ -229,10 +229,7 @@ def parse_assignments(texts: Iterable[str], recipe_methods: Sequence[str]) -> di
     """
     found: dict[str, Settings] = {}
     for text in texts:
-        target, equals, value = text.partition("=")
-        name, dot, key = target.strip().partition(".")
-        if not (equals and dot and key):
-            raise ValueError(f"--set {text!r}: write METHOD.KEY=VALUE, such as magnitude.ratio=0.3")
+        name, key, value = _split(text, "METHOD.KEY=VALUE, such as magnitude.ratio=0.3")
         method = describe(name)
         if name not in recipe_methods:
             raise ValueError(
@@ -242,24 +239,36 @@ def parse_assignments(texts: Iterable[str], recipe_methods: Sequence[str]) -> di
         setting = method.setting(key)
         if key in found.setdefault(name, {}):
             raise ValueError(f"--set {name}.{key} is given twice")
-        found[name][key] = parse(method, setting, value.strip())
+        found[name][key] = parse(method, setting, value)
     return found
+
+
+def _split(text: str, form: str) -> tuple[str, str, str]:
+    """(name, key, value) of `name.key=value`; ValueError that says which form is meant."""
+    target, equals, value = text.partition("=")
+    name, dot, key = target.strip().partition(".")
+    if not (equals and dot and key):
+        raise ValueError(f"--set {text!r}: write {form}")
+    return name, key, value.strip()
 
 
 def experiment_settings(experiment: Method, texts: Iterable[str]) -> Settings:
     """Every field of an experiment's Config, with `experiment.key=value` texts applied.
 
     Raises:
-        ValueError: malformed text, another experiment's name, an unknown key or a bad value.
+        ValueError: malformed text, another experiment's name, an unknown key, one given twice or
+            a bad value.
     """
-    settings = experiment.defaults
+    form = f"{experiment.name}.KEY=VALUE"
+    found: Settings = {}
     for text in texts:
-        target, equals, value = text.partition("=")
-        name, dot, key = target.strip().partition(".")
-        if not (equals and dot and key) or name != experiment.name:
-            raise ValueError(f"--set {text!r}: write {experiment.name}.KEY=VALUE")
-        settings[key] = parse(experiment, experiment.setting(key), value.strip())
-    return settings
+        name, key, value = _split(text, form)
+        if name != experiment.name:
+            raise ValueError(f"--set {text!r}: write {form}")
+        if key in found:
+            raise ValueError(f"--set {name}.{key} is given twice")
+        found[key] = parse(experiment, experiment.setting(key), value)
+    return experiment.defaults | found
 
 
 def parse(method: Method, setting: Setting, text: str) -> Any:

@@ -25,7 +25,7 @@ def main(
     except ValueError as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from error
-    images = compare.kept_images(table, runs)
+    images = compare.kept_images(table, runs, compare.STANDARD_SEEDS[0])
     for path in report.draw_committed(table, images, run.RESULTS / task):
         typer.echo(f"drew {path.relative_to(ROOT)}")
     if len(images) < len(table["rows"]):

@@ -266,7 +266,8 @@ def write_report(
     text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
     journal.write_text(places.report / "table.json", text)
     report.draw_pareto(table, places.report / "pareto.png")
-    rows = first_images(sweep, places, table)
+    images = kept_images(table, places.runs, sweep.seeds[0])
+    rows = [(row, images[row["slug"]]) for row in table["rows"] if row["slug"] in images]
     report.draw_samples(rows, places.report / "samples.png")
     page = report.page(
         table,
@@ -278,30 +279,16 @@ def write_report(
     journal.write_text(places.report / "report.html", page)
 
 
-def first_images(
-    sweep: Sweep, places: Places, table: results.Table
-) -> list[tuple[results.Table, Tensor]]:
-    """(row, images (N, C, H, W)) of the first seed, in the table's order, where they are kept."""
-    folders = {
-        registry.slug(recipe): run_folder(places.runs, sweep.task, recipe, sweep.seeds[0])
-        for recipe in sweep.recipes()
-    }
-    found = []
-    for row in table["rows"]:
-        path = folders[row["slug"]] / "samples.safetensors"
-        if path.exists():
-            tensors, _ = read_tensors(path)
-            found.append((row, tensors["images"][:PICTURED]))
-    return found
+def kept_images(table: results.Table, runs: Path, seed: int) -> dict[str, Tensor]:
+    """First images (N, C, H, W) of this seed by the row's slug, where they were kept.
 
-
-def kept_images(table: results.Table, runs: Path) -> dict[str, Tensor]:
-    """First images (N, C, H, W) of each row's first seed by slug, where they were kept."""
+    One seed for all rows: only then does a column of a grid start from the same noise.
+    """
     found = {}
     for row in table["rows"]:
-        paths = sorted((runs / table["task"] / row["slug"]).glob("*/samples.safetensors"))
-        if paths:
-            found[row["slug"]] = read_tensors(paths[0])[0]["images"][:PICTURED]
+        path = runs / table["task"] / row["slug"] / str(seed) / "samples.safetensors"
+        if path.exists():
+            found[row["slug"]] = read_tensors(path)[0]["images"][:PICTURED]
     return found
 
 

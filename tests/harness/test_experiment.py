@@ -124,6 +124,8 @@ def test_settings_are_checked(one_experiment) -> None:
     for bad in ("one=3", "other.one=3", "adds_up.two=3", "adds_up.one=x"):
         with pytest.raises(ValueError):
             registry.experiment_settings(described, [bad])
+    with pytest.raises(ValueError, match="given twice"):
+        registry.experiment_settings(described, ["adds_up.one=3", "adds_up.one=4"])
 
 
 def test_every_committed_experiment_is_described() -> None:
