@@ -107,6 +107,7 @@ class Provenance(_Strict):
     code_sha256: str
     base: str
     base_sha256: str
+    device: str | None = None  # absent in records of before it was kept: the command names a GPU
     system: dict[str, Any]
 
 
@@ -135,7 +136,8 @@ class Record(_Strict):
     @property
     def device(self) -> str:
         """Where images were drawn and features taken: cpu or cuda. Times have their own device."""
-        return "cuda" if "--device cuda" in self.provenance.command else "cpu"
+        named = "cuda" if "--device cuda" in self.provenance.command else "cpu"
+        return self.provenance.device or named
 
     @property
     def optimizer_steps(self) -> int:
@@ -668,8 +670,7 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     if "cuda" in devices:
         notes.append(
             f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds "
-            "otherwise than a CPU and takes features with TF32 convolutions, torch's default "
-            "there: rows of both are not compared."
+            "otherwise than a CPU: rows of both are not compared."
         )
     if any(record.provenance.dirty for record in found):
         notes.append("Some runs were made with uncommitted changes; see `provenance.dirty`.")

@@ -99,11 +99,10 @@ Every photograph is tinted: a colour for the garment, another for the background
 occur in training; every word and every pair of colours in them does. The denoiser works on 4x16x16
 latents of an autoencoder trained first on the same images (`autoencoder.json`); U-Net and text
 encoder were trained together."""
-CLIPPED = """
-Guided DDIM goes wrong in many steps: the scheduler clips every predicted image to [-1, 1] and
-keeps the noise that belonged to the unclipped one. At w = 2, 99 % of samples show the garment that
-was asked for in 8 steps, 88 % in 20, 54 % in 50; without clipping 98 % do in 50
-(`methods/results/experiments/clipped_guidance.json`). The comparisons use 10 steps.
+UNCLIPPED = """
+The scheduler must not clip predicted images (`clip_sample` is false): diffusers' DDIM would keep
+the noise of the unclipped ones, and guided samples of many steps would fall apart
+(`methods/results/experiments/clipped_guidance.json`).
 """
 
 WORDS: dict[str, dict[str, str]] = {
@@ -123,7 +122,7 @@ image = pipe(num_inference_steps=20).images[0]""",
         "data": "",
         "loss": V,
         "size": "28x28 grey",
-        "limit": CLIPPED,
+        "limit": UNCLIPPED,
         "use": """from methods.harness.checkpoint import load_base
 
 pipe = load_base("fashion_dit")  # .denoiser is a stock DiTTransformer2DModel""",

@@ -51,22 +51,32 @@ QUICK_SETTINGS = (
 )
 QUICK_PROTOCOL = Protocol(samples=200, steps=10, reference=2_000, latency_rounds=8)
 
-# The committed comparison. Scores of channels look at every tenth timestep, gates are learned over
-# few steps: the paper's own numbers would take hours of two cores for every row.
+# The committed comparison. Scores of channels look at every tenth timestep and 32 images, gates are
+# learned over few steps: the papers' own numbers would take hours of two cores for every row.
 STANDARD_SIZES = (0.75, 0.5)
 STANDARD_SEEDS = (0, 1, 2)
-STANDARD_STEPS = 200  # optimizer steps of retraining
+RECOVERY = "finetune"  # the retraining behind every method, unless another is asked for
+STANDARD_STEPS = 100  # optimizer steps of retraining
+STANDARD_BATCH = 32  # images in each
 TRAINED = ("snapfusion", "smaller_faster_sd", "sparsedm")  # train while they prune
 STANDARD_SETTINGS = (
+    "diff_pruning.batch_size=32",
     "diff_pruning.stride=10",
+    "taylor.batch_size=32",
     "taylor.stride=10",
     "ecodiff.prompts=16",
     "ecodiff.steps=8",
     "ecodiff.learning_rate=0.3",
     "ecodiff.beta=0.01",
+    "snapfusion.judged=2",
+    "snapfusion.robust_steps=50",  # ten removals take the other half of the budget
+    "snapfusion.between_steps=5",
+    "smaller_faster_sd.judged=2",
     f"smaller_faster_sd.retrain_steps={STANDARD_STEPS}",
     f"sparsedm.steps={STANDARD_STEPS}",
+    f"sparsedm.batch_size={STANDARD_BATCH}",
 )
+STANDARD_RECOVERY = f"{RECOVERY}.batch_size={STANDARD_BATCH}"
 # Heads and neurons hold 35 % of this U-Net: without all of them 65 % stays.
 OUT_OF_REACH = {("fashion_t2i", "ecodiff"): (0.5,)}
 UNSTRUCTURED_SETTINGS = ("magnitude.unit=weight", "magnitude.ratio=0.5")
@@ -83,7 +93,7 @@ class Sweep:
     ratios: tuple[float, ...] = ()  # channels removed, [0, 1)
     seeds: tuple[int, ...] = (0,)
     finetune_steps: tuple[int, ...] = (0,)  # optimizer steps; 0: no retraining
-    recovery: str = "finetune"  # the retraining behind every method, or distill
+    recovery: str = RECOVERY  # or distill
     assignments: tuple[str, ...] = ()  # METHOD.KEY=VALUE, applied wherever the method occurs
 
     def recipes(self) -> tuple[Recipe, ...]:
@@ -329,7 +339,7 @@ def standard_sweeps(
             params=sizes,
             seeds=seeds,
             finetune_steps=steps,
-            assignments=tuple(changes),
+            assignments=(*changes, STANDARD_RECOVERY),
         )
 
     limited = {name for where, name in OUT_OF_REACH if where == task}

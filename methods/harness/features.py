@@ -68,7 +68,9 @@ def lite0_features(
     _check_images(images, size, batch_size)
     weights = _weights(str(device), dtype)
     rows = []
-    with torch.inference_mode():
+    # A GPU would otherwise round the factors of every convolution to 10 bits (TF32).
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.inference_mode(), exact:
         for batch in torch.split(images, batch_size):
             x = _prepare(batch.to(device=device, dtype=torch.float32), size)
             x = x.to(dtype=dtype, memory_format=torch.channels_last)

@@ -40,7 +40,7 @@ def linear_steps(scheduler: Any, steps: int) -> list[LinearStep]:
     """The sampling run of a scheduler, noisiest step first.
 
     Raises:
-        ValueError: the scheduler is neither DDIM nor flow matching by Euler steps.
+        ValueError: the scheduler is neither DDIM nor flow matching by Euler steps, or clips.
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         scheduler.set_timesteps(steps)
@@ -52,6 +52,11 @@ def linear_steps(scheduler: Any, steps: int) -> list[LinearStep]:
     if not isinstance(scheduler, DDIMScheduler):
         raise ValueError(
             f"a sampling run of {type(scheduler).__name__} is not linear in single answers"
+        )
+    if scheduler.config.clip_sample:
+        raise ValueError(
+            "a sampling run that clips predicted images is not linear in single answers: set "
+            "clip_sample to false in the scheduler's config"
         )
     found = []
     for t, after in ladder(scheduler, steps):

@@ -129,7 +129,7 @@ BASES = {
             name="fashion_dit",
             describes="class-conditional DiT on Fashion-MNIST, 28x28 grey, v prediction",
             build=_fashion_dit,
-            scheduler=lambda: cosine_scheduler(clip_sample=True),
+            scheduler=cosine_scheduler,
             guidance=2.0,
         ),
         Base(

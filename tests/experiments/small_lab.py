@@ -57,7 +57,7 @@ def dit() -> Pipeline:
         num_embeds_ada_norm=10,
         norm_num_groups=1,
     )
-    scheduler = zoo.cosine_scheduler(num_train_timesteps=20, clip_sample=True)
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=20)
     return Pipeline(tiny.shaken(zoo.without_label_dropout(model)), scheduler, guidance=2.0)
 
 

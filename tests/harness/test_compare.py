@@ -87,10 +87,18 @@ def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
     compared = {stage.method for recipe in recipes for stage in recipe}
     able = {m.name for m in registry.methods() if task in m.card["tasks"]}
     assert able - compared == {"distill"}
+    budgets = {
+        (stage.settings["steps"], stage.settings["batch_size"])
+        for recipe in recipes
+        for stage in recipe
+        if stage.method == "finetune"
+    }
+    assert budgets == {(compare.STANDARD_STEPS, compare.STANDARD_BATCH)}
+    retrained = f"finetune-steps{compare.STANDARD_STEPS}-batch_size{compare.STANDARD_BATCH}"
     for name in ("random_pruning", "magnitude"):
         for size in ("0.75", "0.5"):
             bare = f"{name}-macs{size}"
-            assert {bare, f"{bare}+finetune-steps{compare.STANDARD_STEPS}"} <= slugs
+            assert {bare, f"{bare}+{retrained}"} <= slugs
     assert "magnitude-ratio0.5-unitweight" in slugs
     for (where, name), sizes in compare.OUT_OF_REACH.items():
         if where == task:
@@ -105,7 +113,11 @@ def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
 def test_a_part_of_the_standard_comparison() -> None:
     (sweep,) = compare.standard_sweeps("fashion_dit", (1,), ("taylor",))
     assert sweep.methods == ("taylor",) and sweep.seeds == (1,)
-    assert sweep.assignments == ("taylor.stride=10",)
+    assert sweep.assignments == (
+        "taylor.batch_size=32",
+        "taylor.stride=10",
+        compare.STANDARD_RECOVERY,
+    )
     assert [s.methods for s in compare.standard_sweeps("fashion_dit", (1,), ("dense",))] == [()]
     with pytest.raises(ValueError, match=r"valid: .*taylor"):
         compare.standard_sweeps("fashion_dit", (0,), ("bk_sdm",))
