@@ -52,7 +52,7 @@ COLUMNS = (
 class Config:
     """The training that all four students get."""
 
-    retrain_steps: int = 200  # optimizer steps
+    retrain_steps: int = 100  # optimizer steps
     batch_size: int = 32
     learning_rate: float = 2e-4
     held_out: int = 64  # images a batch that students are judged on

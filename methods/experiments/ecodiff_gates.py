@@ -55,15 +55,15 @@ class Config:
 
     low: float = 0.2  # of all heads and of all neurons removed from every layer
     high: float = 0.4  # the same, the second size
-    prompts: int = 32  # requests that are learned from
+    prompts: int = 16  # requests that are learned from
     epochs: int = 8
     batch_size: int = 8  # requests per optimizer step
     steps: int = 8  # sampling steps, of learning and of judging
     learning_rate: float = 0.2  # of lambda
     beta: float = 0.01  # weight of the code's penalty, l1; a tenth of it is tried too
     beta_l0: float = 1e-4  # weight of the paper's, the expected number of open gates
-    held_out: int = 64  # requests that are judged with
-    draws: int = 5  # random choices per seed; their errors are averaged
+    held_out: int = 32  # requests that are judged with
+    draws: int = 3  # random choices per seed; their errors are averaged
 
 
 def investigate(lab: Lab, config: Config) -> Finding:

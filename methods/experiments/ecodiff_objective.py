@@ -47,15 +47,15 @@ class Config:
 
     low: float = 0.2  # of all heads and of all neurons removed from every layer
     high: float = 0.4  # the same, the second size
-    prompts: int = 32  # requests that are learned from
+    prompts: int = 16  # requests that are learned from
     epochs: int = 8
     batch_size: int = 8  # requests per optimizer step
     steps: int = 8  # sampling steps, of learning and of judging
     learning_rate: float = 0.2  # of lambda
     beta: float = 0.01  # largest weight of l1 that is tried
     beta_l0: float = 1e-4  # of l0, which adds up units where l1 averages them
-    betas: int = 3  # weights that are tried, each a tenth of the one before
-    held_out: int = 64  # requests that are judged with
+    betas: int = 2  # weights that are tried, each a tenth of the one before
+    held_out: int = 32  # requests that are judged with
 
 
 def investigate(lab: Lab, config: Config) -> Finding:

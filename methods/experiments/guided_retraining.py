@@ -56,8 +56,8 @@ class Config:
     """One pruned model for each seed, retrained in four ways."""
 
     params: float = 0.54  # denoiser parameters left at most
-    judged: int = 3  # batches that blocks are chosen on
-    retrain_steps: int = 150  # optimizer steps of every retraining
+    judged: int = 2  # batches that blocks are chosen on
+    retrain_steps: int = 80  # optimizer steps of every retraining
     batch_size: int = 32
     probability: float = 0.5  # of the guided loss where it is used sometimes: the method's default
     feature_weight: float = 1.0  # of L_feat, in all four

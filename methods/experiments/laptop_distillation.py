@@ -57,8 +57,8 @@ class Config:
     params: float = 0.5  # of the denoiser's parameters stay, as in the paper
     scored: int = 32  # images that the cut is chosen on
     scored_timesteps: int = 8  # noise levels of each
-    steps: int = 300  # optimizer steps
-    batch_size: int = 64
+    steps: int = 80  # optimizer steps
+    batch_size: int = 32
     learning_rate: float = 2e-4
     held_out: int = 128  # images that answers are compared on
     timesteps: int = 8  # noise levels of each

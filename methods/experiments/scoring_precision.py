@@ -49,11 +49,11 @@ class Config:
 
     macs: float = 0.5  # convolution and linear MACs left, (0, 1]
     threshold: float = 0.05  # relative loss at which accumulation stops
-    stride: int = 1  # of the full form
+    stride: int = 4  # of the full form
     some: int = 8  # every 8th timestep
     few: int = 25  # every 25th timestep
-    many: int = 128  # calibration images of the full form
-    handful: int = 16  # calibration images of the cheap form
+    many: int = 32  # calibration images of the full form
+    handful: int = 8  # calibration images of the cheap form
     images_per_pass: int = 1024  # of all timesteps that share a forward pass
 
 

@@ -64,9 +64,9 @@ COLUMNS = (
 class Config:
     """How blocks are chosen, and the retraining that all get."""
 
-    judged: int = 3  # batches that sensitivity is measured on
+    judged: int = 1  # batches that sensitivity is measured on
     judged_size: int = 32  # images in each
-    retrain_steps: int = 100  # optimizer steps; 0: none
+    retrain_steps: int = 60  # optimizer steps; 0: none
     batch_size: int = 32
     learning_rate: float = 2e-4
 

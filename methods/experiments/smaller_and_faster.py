@@ -54,8 +54,8 @@ class Config:
     params: float = 0.54  # denoiser parameters left at most
     steps: int = 8  # sampling steps after distillation
     from_steps: int = 25  # sampling steps of BK-SDM, and of the teacher as nearly as they divide
-    train_steps: int = 300  # optimizer steps of every student, half of them for the distillation
-    judged: int = 3  # batches that blocks are chosen on
+    train_steps: int = 120  # optimizer steps of every student, half of them for the distillation
+    judged: int = 2  # batches that blocks are chosen on
     batch_size: int = 32
     learning_rate: float = 2e-4
 

@@ -6,8 +6,9 @@ same weights, use one latency table, and train as many optimizer steps on the sa
 each removal. Then images are drawn and denoisers timed, dense and pruned in turn.
 
 The paper's quality is a CLIP score of drawn images, ours the error of single guided answers. So
-values are taken once more from drawn images, by the log probability that a classifier gives to the
-garment asked for ("classifier" in the table); it decides nothing of the verdict.
+values can be taken once more from drawn images, by the log probability that a classifier gives to
+the garment asked for (`--set snapfusion_value_order.shown=64`, several times the work); it decides
+nothing of the verdict.
 
 Expect: `python -m methods experiment snapfusion_value_order --device cuda`, about 4 minutes.
 """
@@ -63,12 +64,12 @@ class Config:
     task: Literal["fashion_t2i", "fashion_dit"] = "fashion_t2i"  # the base
     latency: float = 0.7  # of the dense denoiser's that may be left
     clock: Literal["measured", "macs"] = "measured"  # what a block costs
-    robust_steps: int = 200  # optimizer steps before the first removal
-    between_steps: int = 20  # robust optimizer steps after every removal
+    robust_steps: int = 100  # optimizer steps before the first removal
+    between_steps: int = 10  # robust optimizer steps after every removal
     skip: float = 0.15  # probability that a block is left out
     batch_size: int = 32
     judged: int = 2  # batches of requests and noise that values come from
-    shown: int = 64  # images that the classifier's values come from; 0: leave that order out
+    shown: int = 0  # images that the classifier's values come from; 0: leave that order out
     sampling_steps: int = 8  # of these images
     precision: Literal["bf16", "fp32"] = "bf16"  # autocast dtype of training
 

@@ -50,8 +50,8 @@ class Config:
 
     n: int = 2  # weights kept of every run
     m: int = 4  # length of a run
-    steps: int = 150  # optimizer steps
-    batch_size: int = 64
+    steps: int = 80  # optimizer steps
+    batch_size: int = 32
     learning_rate: float = 2e-4
 
 

@@ -51,7 +51,7 @@ class Config:
     from_steps: int = 16  # sampling steps of the first teacher
     first: int = 8  # sampling steps that are measured on the way
     last: int = 4  # sampling steps at the end
-    distill_steps: int = 200  # optimizer steps for every halving
+    distill_steps: int = 100  # optimizer steps for every halving
     batch_size: int = 32
     learning_rate: float = 2e-4
     probability: float = 0.1  # of the guided loss, p; the paper's

@@ -47,7 +47,7 @@ class Config:
     between: float = 0.1  # the p between 0 and 1; the paper's
     w_low: float = 2.0
     w_high: float = 14.0
-    distill_steps: int = 250  # optimizer steps
+    distill_steps: int = 100  # optimizer steps
     batch_size: int = 32
     learning_rate: float = 2e-4
     precision: Literal["bf16", "fp32"] = "bf16"  # autocast dtype of training

@@ -99,7 +99,7 @@ def test_a_short_cut_must_move_less_than_a_redraw():
 def test_short_cuts_at_small_size(tmp_path, monkeypatch):
     lab = small_lab.lab(tmp_path, monkeypatch)
     config = scoring_precision.Config(
-        threshold=0.0, some=2, few=5, many=8, handful=4, images_per_pass=16
+        threshold=0.0, stride=1, some=2, few=5, many=8, handful=4, images_per_pass=16
     )
     found = scoring_precision.investigate(lab, config)
     assert len(found.rows) == 7 * 2  # ways, seeds
