@@ -346,7 +346,7 @@ def tabulate(found: Sequence[Record]) -> Table:
         "columns": [{"key": k, "label": label, "meaning": m} for k, label, m in shown],
         "rows": rows,
         "comparisons": comparisons,
-        "notes": _notes(found, rows) + shared,
+        "notes": _notes(found, rows) + _resolution(rows, by_slug) + shared,
     }
 
 
@@ -557,17 +557,52 @@ def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> lis
             equal = next((what for what in EQUAL if abs(a[what] - b[what]) <= SAME_SIZE), None)
             if equal is None or a["optimizer_steps"] != b["optimizer_steps"]:
                 continue
-            # A device rounds in its own way: only what the same kind of device drew is paired.
-            left = {(record.seed, record.device): record.quality for record in by_slug[a["slug"]]}
-            right = {(record.seed, record.device): record.quality for record in by_slug[b["slug"]]}
-            pairs = sorted(left.keys() & right.keys())
-            seeds = [seed for seed, _ in pairs]
-            if not seeds:
-                continue
             for metric in COMPARED:
-                differences = [getattr(left[p], metric) - getattr(right[p], metric) for p in pairs]
-                found.append(_comparison(a, b, metric, differences, seeds) | {"equal": equal})
+                seeds, differences = _differences(by_slug[a["slug"]], by_slug[b["slug"]], metric)
+                if seeds:
+                    found.append(_comparison(a, b, metric, differences, seeds) | {"equal": equal})
     return found
+
+
+def _differences(
+    a: Sequence[Record], b: Sequence[Record], metric: str
+) -> tuple[list[int], list[float]]:
+    """(seeds, a - b): a device rounds in its own way, so only one kind of device is paired."""
+    left = {(record.seed, record.device): getattr(record.quality, metric) for record in a}
+    right = {(record.seed, record.device): getattr(record.quality, metric) for record in b}
+    pairs = sorted(left.keys() & right.keys())
+    return [seed for seed, _ in pairs], [left[p] - right[p] for p in pairs]
+
+
+def _resolution(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list[str]:
+    """Whether the figures can tell the dense model from damaged ones: a sentence, if it can be said.
+
+    Fréchet distances, in pairs over seeds, as for the order of rows.
+    """
+    dense = next((row for row in rows if row["slug"] == "dense"), None)
+    if dense is None:
+        return []
+    told: list[tuple[float, str]] = []
+    alike: list[str] = []
+    for row in rows:
+        _, gaps = _differences(by_slug[row["slug"]], by_slug["dense"], COMPARED[0])
+        interval = paired_interval(gaps)
+        if row is dense or interval is None:
+            continue
+        name = f"{row['recipe']} at {size_cell(row)} after {row['optimizer_steps']} steps"
+        if interval[0] > 0:
+            told.append((statistics.fmean(gaps), name))
+        else:
+            alike.append(name)
+    if not told:
+        return []
+    gap, mildest = min(told)
+    sentence = (
+        f"{len(told)} of {len(told) + len(alike)} rows with more than one seed are surely farther "
+        f"from the reference than the dense model; the smallest such gap is {gap:.1f} of "
+        f"{dense['frechet']['mean']:.1f} ({mildest})."
+    )
+    return [sentence + (f" Not told from it: {'; '.join(alike)}." if alike else "")]
 
 
 def _comparison(

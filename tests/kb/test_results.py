@@ -162,9 +162,22 @@ def test_rows_of_different_devices_are_not_compared(tmp_path: Path) -> None:
     table = table_of(tmp_path / "mixed", *here, *there)
     assert table["comparisons"] == []
     assert any("a GPU and a CPU" in note for note in table["notes"])
-    for data in here:
-        data["provenance"]["command"] += " --device cuda"
+    for data in here:  # as records say it today
+        data["provenance"]["device"] = "cuda"
     assert table_of(tmp_path / "alike", *here, *there)["comparisons"]
+
+
+def test_whether_the_figures_tell_damage_is_said(tmp_path: Path) -> None:
+    dense = [record("dense", seed, 100.0 + 10 * seed, macs=1000, params=100) for seed in range(3)]
+    for data in dense:
+        data["slug"], data["recipe"] = "dense", [{"method": "dense", "config": {}}]
+    far = [record("random", seed, 150.0 + 10 * seed + seed) for seed in range(3)]  # gaps 50, 51, 52
+    near = [record("taylor", seed, v) for seed, v in enumerate((99.0, 115.0, 121.0))]  # -1, 5, 1
+    once = [record("magnitude", 0, 900.0)]  # no interval, so nothing is said
+    notes = table_of(tmp_path, *dense, *far, *near, *once)["notes"]
+    (said,) = [note for note in notes if "dense model" in note]
+    assert said.startswith("1 of 2 rows") and "51.0 of 110.0 (random" in said
+    assert "Not told from it: taylor" in said and "magnitude" not in said
 
 
 def test_no_speed_gain_is_flagged(tmp_path: Path) -> None:
