@@ -20,9 +20,13 @@ SAME_SIZE = 0.02  # rows whose size differs by at most this fraction of dense ar
 # What rows may be equal in; only rows of equal MACs are ranked.
 EQUAL = {"macs_fraction": "MACs", "params_fraction": "parameters"}
 CONFIDENCE = 0.95
-# What a paired comparison is drawn for; lower is better in both.
-COMPARED = ("frechet", "kernel")
-_METRICS = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
+# What a paired comparison is drawn for, as it is called, and whether more of it is better.
+COMPARED = {
+    "frechet": ("Fréchet distance", False),
+    "kernel": ("kernel distance", False),
+    "as_asked": ("images as asked", True),
+}
+_RANKED = "frechet"
 _RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
 _RECOVERIES = frozenset({"finetune", "distill"})
 _GATES_ONLY = frozenset({"ecodiff"})  # their optimizer steps learn what goes and move no weight
@@ -87,6 +91,12 @@ class Quality(_Strict):
     mse_to_dense: float = Field(ge=0, le=4)
     ssim_to_dense: float = Field(ge=-1, le=1)
     agreement: dict[str, float] | None = None  # fractions of images that show what was asked for
+
+    @property
+    def as_asked(self) -> float | None:
+        """Fraction of images that show all that was asked for; None where nothing was asked."""
+        asked = self.agreement
+        return None if asked is None else asked.get("all", asked["class"])
 
 
 class CostRecord(_Strict):
@@ -426,8 +436,7 @@ def _compression(group: Sequence[Record]) -> Table:
 
 def _agreement(group: Sequence[Record]) -> Table | None:
     """Fraction of images that show all that was asked for; None where nothing was asked."""
-    found = [record.quality.agreement for record in group]
-    values = [a.get("all", a["class"]) for a in found if a is not None]
+    values = [a for record in group if (a := record.quality.as_asked) is not None]
     return _spread(values) if len(values) == len(group) else None
 
 
@@ -568,14 +577,16 @@ def _differences(
     a: Sequence[Record], b: Sequence[Record], metric: str
 ) -> tuple[list[int], list[float]]:
     """(seeds, a - b): a device rounds in its own way, so only one kind of device is paired."""
-    left = {(record.seed, record.device): getattr(record.quality, metric) for record in a}
-    right = {(record.seed, record.device): getattr(record.quality, metric) for record in b}
+    left, right = (
+        {(r.seed, r.device): v for r in of if (v := getattr(r.quality, metric)) is not None}
+        for of in (a, b)
+    )
     pairs = sorted(left.keys() & right.keys())
     return [seed for seed, _ in pairs], [left[p] - right[p] for p in pairs]
 
 
 def _resolution(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list[str]:
-    """Whether the figures can tell the dense model from damaged ones: a sentence, if it can be said.
+    """Whether the figures tell the dense model from damaged ones: a sentence, if it can be said.
 
     Fréchet distances, in pairs over seeds, as for the order of rows.
     """
@@ -585,7 +596,7 @@ def _resolution(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list
     told: list[tuple[float, str]] = []
     alike: list[str] = []
     for row in rows:
-        _, gaps = _differences(by_slug[row["slug"]], by_slug["dense"], COMPARED[0])
+        _, gaps = _differences(by_slug[row["slug"]], by_slug["dense"], _RANKED)
         interval = paired_interval(gaps)
         if row is dense or interval is None:
             continue
@@ -617,7 +628,8 @@ def _comparison(
         verdict = "tie"
         why = f"the {CONFIDENCE:.0%} interval of the paired difference contains zero"
     else:
-        verdict = "a" if mean < 0 else "b"
+        more_is_better = COMPARED[metric][1]
+        verdict = "a" if (mean > 0) == more_is_better else "b"
         why = f"the {CONFIDENCE:.0%} interval of the paired difference excludes zero"
     return {
         "metric": metric,
@@ -654,7 +666,7 @@ def _rank(rows: Sequence[Table], comparisons: Sequence[Table]) -> None:
     beaten: dict[str, int] = dict.fromkeys(peers, 0)
     tied: dict[str, set[str]] = {row["slug"]: set() for row in rows}
     for pair in comparisons:
-        if pair["metric"] != COMPARED[0] or pair["equal"] != "macs_fraction":
+        if pair["metric"] != _RANKED or pair["equal"] != "macs_fraction":
             continue
         a, b = pair["a"], pair["b"]
         peers[a].add(b)
@@ -764,14 +776,15 @@ def claim(pair: Table) -> str:
     if interval:
         numbers += f", {CONFIDENCE:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     numbers += f", n={len(pair['seeds'])}"
+    by = COMPARED[pair["metric"]][0]
     where = f"At {100 * pair[pair['equal']]:.0f} % of {EQUAL[pair['equal']]}"
     if pair["optimizer_steps"]:
         where += f" and {pair['optimizer_steps']} steps of retraining"
     a, b = pair["a_label"], pair["b_label"]
     if pair["better"] == "tie":
-        return f"{where}, by {_METRICS[pair['metric']]}: {a} and {b} tie ({numbers})"
+        return f"{where}, by {by}: {a} and {b} tie ({numbers})"
     first, second = (a, b) if pair["better"] == "a" else (b, a)
-    return f"{where}, by {_METRICS[pair['metric']]}: {first} is better than {second} ({numbers})"
+    return f"{where}, by {by}: {first} is better than {second} ({numbers})"
 
 
 def text(data: Table) -> str:

@@ -8,6 +8,7 @@ first and input channels last, so that neighbouring columns are neighbouring inp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ _ADAPTIVE_NORM = ".norm1."  # of a DiT block: embeds time and class, gives scale
 _PAIRWISE = 8  # runs up to this length are ranked by comparing all pairs
 _CHUNK = 1 << 18  # weights ranked at a time, so that the copies stay in the cache
 _SAMPLE = 1 << 16  # values that bracket a threshold in a long row
+_WORTH_THREADS = 1 << 20  # weights below which starting threads takes longer than selecting
 
 
 # --- patterns --------------------------------------------------------------------------------
@@ -206,8 +208,21 @@ def _lowest(rows: Tensor, count: int) -> Tensor:
     array = (rows if rows.dtype == torch.float64 else rows.float()).detach().numpy()
     if len(array) == 1:
         return torch.from_numpy(_lowest_of_one(array[0], count))[None]
-    threshold = torch.from_numpy(np.partition(array, count - 1, axis=1)[:, count - 1 : count])
+    threshold = torch.from_numpy(_lowest_value(array, count))
     return _with_ties(torch.from_numpy(array), threshold, count)
+
+
+def _lowest_value(rows: Values, count: int) -> Values:
+    """The `count`-th lowest value of every row of (R, C): (R, 1), on all of torch's threads."""
+
+    def select(part: Values) -> Values:
+        return np.partition(part, count - 1, axis=1)[:, count - 1 : count]
+
+    threads = torch.get_num_threads()
+    if threads == 1 or rows.size < _WORTH_THREADS:
+        return select(rows)
+    with ThreadPoolExecutor(threads) as pool:  # numpy selects without holding the lock
+        return np.concatenate(list(pool.map(select, np.array_split(rows, threads))))
 
 
 def _with_ties(rows: Tensor, threshold: Tensor, count: int) -> Tensor:

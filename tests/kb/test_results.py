@@ -180,6 +180,19 @@ def test_whether_the_figures_tell_damage_is_said(tmp_path: Path) -> None:
     assert "Not told from it: taylor" in said and "magnitude" not in said
 
 
+def test_more_images_as_asked_are_better(tmp_path: Path) -> None:
+    data = [record("magnitude", s, 100.0) for s in range(3)]
+    data += [record("taylor", s, 100.0) for s in range(3)]
+    for item, share in zip(data, (0.5, 0.6, 0.7, 0.8, 0.91, 1.0), strict=True):
+        item["quality"]["agreement"] = {"class": 1.0, "all": share}
+    pairs = {p["metric"]: p for p in table_of(tmp_path, *data)["comparisons"]}
+    assert pairs["frechet"]["better"] == "tie"
+    assert pairs["as_asked"][pairs["as_asked"]["better"]] == "taylor-macs0.75"
+    assert "by images as asked: taylor" in results.claim(pairs["as_asked"])
+    without = table_of(tmp_path / "none", record("magnitude"), record("taylor"))["comparisons"]
+    assert {pair["metric"] for pair in without} == {"frechet", "kernel"}
+
+
 def test_no_speed_gain_is_flagged(tmp_path: Path) -> None:
     table = table_of(tmp_path, record(speedup=1.002))
     assert table["rows"][0]["no_faster"]
