@@ -29,8 +29,8 @@ class Config:
     """One size, one length of distillation."""
 
     params: float = 0.75  # denoiser parameters left
-    distill_steps: int = 400  # optimizer steps
-    images: int = 200  # of every combination
+    distill_steps: int = 100  # optimizer steps
+    images: int = 60  # of every combination
     most_steps: int = 50  # sampling steps of the reference
     some_steps: int = 20
     few_steps: int = 8
