@@ -147,19 +147,17 @@ def main(
     steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
     seed: int = 0,
     remark: Annotated[str, typer.Option(help="a sentence on how the training went")] = "",
+    shipped: Annotated[bool, typer.Option(help="measure models/NAME again as it is")] = False,
 ) -> None:
     """Turn the trained state in build/train into models/NAME, measured."""
     if name not in zoo.BASES:
         raise typer.BadParameter(f"unknown base {name!r}; known: {', '.join(zoo.BASES)}")
     folder = zoo.BASES[name].folder
-    state = Path("build/train") / name / "state.safetensors"
-    if not state.is_file():
-        raise typer.BadParameter(f"{state} is not there; run scripts/train_base.py {name} first")
-    tensors, note = read_tensors(state)
-    pipe = bases.untrained(name)
-    averaged = {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
-    train.load_weights(pipe.denoiser, averaged)
-    save_base(bases.finished(pipe), folder)
+    if shipped:
+        before = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        optimizer_steps, remark = int(before["optimizer_steps"]), remark or before["remark"]
+    else:
+        optimizer_steps = _adopt(name, folder)
 
     precision = run.default_precision()
     protocol = run.Protocol(samples=samples, steps=steps, precision=precision)
@@ -170,7 +168,6 @@ def main(
     drawn, real = lite0_features(images), lite0_features(training)
     macs = measure.count_macs(bench.dense.denoiser, bench.task_at(seed).example_inputs())
     log = journal.read(folder / "training_log.jsonl")
-    optimizer_steps = int(note["step"])
     card: dict[str, Any] = {
         "name": name,
         "describes": zoo.BASES[name].describes,
@@ -206,6 +203,22 @@ def main(
     shown |= WORDS[name]
     journal.write_text(folder / "README.md", CARD.format(**shown))
     typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
+
+
+def _adopt(name: str, folder: Path) -> int:
+    """Save the averaged weights of the trained state as the base; its optimizer steps."""
+    state = Path("build/train") / name / "state.safetensors"
+    if not state.is_file():
+        raise typer.BadParameter(
+            f"{state} is not there; run scripts/train_base.py {name} first, or give --shipped to "
+            "measure the base as it is"
+        )
+    tensors, note = read_tensors(state)
+    pipe = bases.untrained(name)
+    averaged = {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
+    train.load_weights(pipe.denoiser, averaged)
+    save_base(bases.finished(pipe), folder)
+    return int(note["step"])
 
 
 def _picture(bench: run.Bench, seed: int, steps: int) -> tuple[torch.Tensor, str]:
