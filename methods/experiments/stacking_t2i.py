@@ -24,6 +24,8 @@ CARD = {
     "source": "the question that every list of complements leaves open: do the gains stack?",
 }
 
+SEEDS = 1  # intervals are over images
+
 
 @dataclass(frozen=True)
 class Config:

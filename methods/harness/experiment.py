@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -143,12 +143,15 @@ class Lab:
 def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, Any]:
     """Run one experiment and return its record.
 
+    A module's SEEDS, if it has one, is how many of the lab's seeds it uses: the first ones.
+
     Raises:
         ValueError: unknown experiment or setting, or the experiment refuses the machine.
     """
     described = registry.describe_experiment(name)
     module = registry.load_experiment(name)
     config = module.Config(**settings)
+    lab = replace(lab, seeds=lab.seeds[: getattr(module, "SEEDS", None)])
     start = time.perf_counter()
     finding: Finding = module.investigate(lab, config)
     return {

@@ -61,6 +61,7 @@ from dataclasses import dataclass
 from methods.harness.experiment import Column, Finding
 
 CARD = {"methods": ["magnitude"], "task": None, "bar": "two", "source": "arithmetic"}
+SEEDS = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def investigate(lab, config):
 
 
 def test_a_record_is_written_and_read_back(one_experiment) -> None:
-    record = experiment.investigate("adds_up", Lab(seeds=(7,)), {"one": 1})
+    record = experiment.investigate("adds_up", Lab(seeds=(7, 8)), {"one": 1})
+    assert record["seeds"] == [7]  # it uses one
     path = experiment.write(record, one_experiment / "adds_up.json")
     (found,) = results.experiments(one_experiment)
     assert found.verdict == "shown" and found.question == "Does it add up?"
