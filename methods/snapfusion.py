@@ -43,7 +43,7 @@ from .harness.depth import Unit, bypassed, drop, removable, repeat, repeatable, 
 from .harness.judge import Judge
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task, seeded
 from .harness.step_distill import StepDistillation, halvings
-from .harness.train import Objective, Recipe, retrain
+from .harness.train import Objective, Recipe, denoising_loss, retrain
 
 CARD = {
     "paper": "snapfusion",
@@ -66,6 +66,7 @@ class Config:
     group: int = 1  # blocks removed at a time
     additions: int = 0  # blocks repeated where latency is to spare, at most
     between_steps: int = 20  # robust optimizer steps after every change
+    block_steps: int | None = None  # of both in all, the rest being plain training; none: no rest
     batch_size: int = 32
     learning_rate: float = 2e-4
     judged: int = 4  # batches of fixed requests and noise that quality is measured on
@@ -191,12 +192,26 @@ def lowest_first(values: Sequence[float]) -> list[int]:
 def evolve(
     pipe: Pipeline, task: Task, config: Config, training: Training
 ) -> tuple[Pipeline, Notes]:
-    """Robust training, then Algorithm 1; the notes hold every value that decided."""
+    """Robust training, then Algorithm 1; the notes hold every value that decided.
+
+    Raises:
+        ValueError: the target cannot be met, or not within `block_steps`.
+    """
     training.robust(pipe.denoiser, config.robust_steps)
     names = [unit.name for unit in removable(pipe.denoiser)]
     inputs = task.example_inputs(config.batch_size)
     costs = block_costs(pipe.denoiser, names, inputs, config.clock)
-    return Evolution(config, judge_of(task, pipe, config), costs, training).run(pipe)
+    pipe, notes = Evolution(config, judge_of(task, pipe, config), costs, training).run(pipe)
+    if config.block_steps is not None:
+        left = config.block_steps - training.done
+        if left < 0:
+            raise ValueError(
+                f"block_steps={config.block_steps} are too few: robust training took "
+                f"{training.done}; lower robust_steps or between_steps"
+            )
+        training(pipe.denoiser, denoising_loss, left)
+        notes["plain_steps"] = left
+    return pipe, notes
 
 
 def judge_of(task: Task, pipe: Pipeline, config: Config) -> Judge:

@@ -203,6 +203,7 @@ def test_refusals():
         ({}, "nothing is asked for"),
         ({"latency": 0.01}, "cannot be met"),
         ({"params": 0.9, "additions": 1}, "set latency"),
+        ({"latency": 0.7, "between_steps": 2, "block_steps": 3}, "too few: robust training took 4"),
         ({"decoder_ratio": 0.5}, "no autoencoder"),
         ({"steps": 6}, "cannot be reached from 16"),
         ({"steps": 16}, "nothing to distil"),
@@ -244,6 +245,24 @@ def test_the_papers_architecture_block_by_block(up_resnet, reads, total):
     expected -= resnet_params(1280, 1280) + resnet_params(reads, 1280)
     expected -= 3 * resnet_params(2560, 1280)
     assert sum(p.numel() for p in model.parameters()) == expected == total
+
+
+def test_what_removals_leave_of_the_budget_is_plain_training(monkeypatch):
+    pipe = tiny.conditional("dit")
+    config = replace(SMALL, latency=0.7, robust_steps=2, between_steps=1, block_steps=7)
+    trained = []
+    plain = snapfusion.retrain
+
+    def watch(model, batches, recipe, objective):
+        trained.append((objective, recipe.steps))
+        return plain(model, batches, recipe, objective)
+
+    monkeypatch.setattr(snapfusion, "retrain", watch)
+    _, notes = snapfusion.compress(pipe.private_copy(), tiny.task(pipe), config)
+    assert len(notes["blocks"]["removed"]) == 2 and notes["blocks"]["plain_steps"] == 3
+    assert [steps for _, steps in trained] == [2, 1, 1, 3]
+    robust = [isinstance(objective, snapfusion.RobustLoss) for objective, _ in trained]
+    assert robust == [True, True, True, False] and trained[-1][0] is snapfusion.denoising_loss
 
 
 # --- costs -----------------------------------------------------------------------------------
