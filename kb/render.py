@@ -242,6 +242,17 @@ def term_id(value: Term | Metric | type[Term]) -> str:
     return f"{type(value).__name__.lower()}-{value.value.replace(':', '-')}"
 
 
+def figure(text: str) -> Markup:
+    """A cell of a result table; the range over seeds is small and does not break."""
+    mean, bracket, rest = text.partition(" (")
+    shown = plain(mean)
+    return (
+        shown + Markup(' <small class="range">({}</small>').format(plain(rest))
+        if bracket
+        else shown
+    )
+
+
 def term(value: Term | Metric, root: str = "../") -> Markup:
     """A word of a vocabulary that leads to its definition."""
     return Markup(
@@ -789,6 +800,7 @@ def environment(templates: Path) -> jinja2.Environment:
         report_items=tuple(ReportItem),
         reporting=reporting,
         result_cells=cells,
+        figure=figure,
         headline=headline,
         result_claim=claim,
         result_protocol=protocol_line,
