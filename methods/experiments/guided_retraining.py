@@ -13,7 +13,11 @@ answers to the empty request. Errors are compared on a logarithm. The bar is set
 where the effect must be largest; the abstract that the loss is reconstructed from says neither how
 often it is used nor how large the effect is, so the outcome is consistent with it or not, no more.
 
-Expect: `python -m methods experiment guided_retraining --device cuda`, about 3 minutes.
+At this scale: 80 optimizer steps of guided answers bring those closer to the dense model's, at the
+cost of plain ones, as expected; the answers to the empty request hardly move apart or together, and
+most of the gain is also there where plain answers see the empty request.
+
+Expect: `python -m methods experiment guided_retraining`, half an hour of one core.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ alone.
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +103,7 @@ def draw(pipe: Pipeline, precision: str, sampler: str, steps: int, noise: Tensor
         scheduler=schedule(pipe, sampler),
         batch_size=50 if pipe.device.type == "cpu" else 500,
         precision="fp32" if on_cpu else precision,  # type: ignore[arg-type]
-        threads=min(_THREADS, os.cpu_count() or 1) if on_cpu else None,
+        threads=min(_THREADS, torch.get_num_threads()) if on_cpu else None,
     )
 
 
