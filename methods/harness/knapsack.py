@@ -37,9 +37,10 @@ def least_damage(damages: Sequence[float], params: Sequence[int], wanted: int) -
     if sum(sizes) < need:  # rounding lost the last feasible sets: everything has to go
         return list(range(count))
     # Whole numbers add up alike in any order, floats do not; each layer also costs 1 as such.
-    unit = max(map(abs, damages), default=0.0) or 1.0
-    grid = _LARGEST // (count + 1) ** 2
-    costs = [round(damage / unit * grid) * (count + 1) + 1 for damage in damages]
+    # The scale is a power of two, so that sums which are equal stay so.
+    largest = max(map(abs, damages), default=0.0)
+    bits = (_LARGEST // (count + 1) ** 2).bit_length() - 1 - math.frexp(largest)[1]
+    costs = [round(math.ldexp(damage, bits)) * (count + 1) + 1 for damage in damages]
     # rest[i, j]: what the layers from i on cost at least, when j is gone already; all for need.
     rest = np.full((count + 1, need + 1), 4 * _LARGEST, dtype=np.int64)
     rest[count, need] = 0

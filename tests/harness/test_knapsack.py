@@ -66,6 +66,10 @@ def test_ties_take_fewer_layers_then_lower_indices():
     assert least_damage([1.0, 1.0, 1.0], [1, 1, 1], 1) == [0]
     assert least_damage([0.3, 0.2, 0.1, 0.1, 0.2, 0.3], [1] * 6, 3) == [1, 2, 3]
     assert least_damage([0.3, 0.2, 0.1, 0.1, 0.2, 0.3], [1] * 6, 5) == [0, 1, 2, 3, 4]
+    # Two of damage 1 do as much as one of damage 2, whatever stands beside them.
+    for others in range(12):
+        damages, sizes = [0.0] * others + [1.0, 1.0, 2.0], [0] * others + [1, 1, 2]
+        assert least_damage(damages, sizes, 2) == [others + 2]
 
 
 def test_nothing_wanted_takes_what_does_harm():
