@@ -27,7 +27,7 @@ COMPARED = {
     "as_asked": ("images as asked", True),
 }
 _RANKED = "frechet"
-_RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
+RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
 _RECOVERIES = frozenset({"finetune", "distill"})
 _GATES_ONLY = frozenset({"ecodiff"})  # their optimizer steps learn what goes and move no weight
 _FASTER = 1.01  # below this a speed-up is none: repeated timings differ by as much
@@ -446,7 +446,7 @@ def _decisive(latency: Latency) -> float:
 
 def _request(record: Record) -> tuple[str, str]:
     """(method, size that was asked for) of the first stage that is not plain retraining."""
-    stages = [s for s in record.recipe if s.method != _RECOVERY] or record.recipe
+    stages = [s for s in record.recipe if s.method != RECOVERY] or record.recipe
     names = " + ".join(stage.method for stage in stages)
     for stage in stages:
         for key in ("macs", "params", "ratio"):
@@ -461,7 +461,7 @@ def _label(record: Record) -> str:
     words = []
     for part, stage in zip(record.slug.split("+"), record.recipe, strict=False):
         name, *settings = part.split("-")
-        if name == _RECOVERY and len(record.recipe) > 1:
+        if name == RECOVERY and len(record.recipe) > 1:
             continue
         shown = [word for word in settings if not word.startswith(("macs", "params", "ratio"))]
         words.append(" ".join([name, *(_assignment(word, stage.config) for word in shown)]))

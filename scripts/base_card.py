@@ -155,9 +155,9 @@ def main(
     folder = zoo.BASES[name].folder
     if shipped:
         before = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        optimizer_steps, remark = int(before["optimizer_steps"]), remark or before["remark"]
+        remark = remark or before["remark"]
     else:
-        optimizer_steps = _adopt(name, folder)
+        _adopt(name, folder)
 
     precision = run.default_precision()
     protocol = run.Protocol(samples=samples, steps=steps, precision=precision)
@@ -168,6 +168,7 @@ def main(
     drawn, real = lite0_features(images), lite0_features(training)
     macs = measure.count_macs(bench.dense.denoiser, bench.task_at(seed).example_inputs())
     log = journal.read(folder / "training_log.jsonl")
+    optimizer_steps = int(log[-1]["step"])
     card: dict[str, Any] = {
         "name": name,
         "describes": zoo.BASES[name].describes,
@@ -205,20 +206,19 @@ def main(
     typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
 
 
-def _adopt(name: str, folder: Path) -> int:
-    """Save the averaged weights of the trained state as the base; its optimizer steps."""
+def _adopt(name: str, folder: Path) -> None:
+    """Save the averaged weights of the trained state as the base."""
     state = Path("build/train") / name / "state.safetensors"
     if not state.is_file():
         raise typer.BadParameter(
             f"{state} is not there; run scripts/train_base.py {name} first, or give --shipped to "
             "measure the base as it is"
         )
-    tensors, note = read_tensors(state)
+    tensors, _ = read_tensors(state)
     pipe = bases.untrained(name)
     averaged = {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
     train.load_weights(pipe.denoiser, averaged)
     save_base(bases.finished(pipe), folder)
-    return int(note["step"])
 
 
 def _picture(bench: run.Bench, seed: int, steps: int) -> tuple[torch.Tensor, str]:

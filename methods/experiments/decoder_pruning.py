@@ -6,7 +6,7 @@ photograph needed), and distilled as long on as many encoded photographs: each d
 nothing was trained on, drawn by the same model, and draws whole images for the Frechet distance.
 The decoders are timed in turn.
 
-Expect: `python -m methods experiment decoder_pruning --device cuda`, about 3 minutes.
+Expect: `python -m methods experiment decoder_pruning`, not run yet, so its time is not known.
 """
 
 from __future__ import annotations
@@ -119,16 +119,15 @@ def decoders(bench: Bench, seed: int, config: Config) -> dict[str, Pipeline]:
             config.precision,
             "decoder/training",
         )
-        pool = [drawn(index) for index in range(min(config.pool, config.steps))]
-        decoder.distil_decoder(
-            pipe,
-            bench.dense,
-            lambda step, pool=pool: pool[step % len(pool)],  # type: ignore[misc]
-            config.steps,
-            config.learning_rate,
-        )
+        pool = round_and_round([drawn(step) for step in range(min(config.pool, config.steps))])
+        decoder.distil_decoder(pipe, bench.dense, pool, config.steps, config.learning_rate)
         pipes[source] = pipe
     return pipes
+
+
+def round_and_round(batches: Sequence[Tensor]) -> decoder.Latents:
+    """Batches of latents that start again when they are through."""
+    return lambda step: batches[step % len(batches)]
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 The same model, noise and requests are drawn in bf16 on both devices; noise is made on the CPU
 everywhere. Devices sum in another order, so images differ in the last bits that bf16 keeps.
 
-Expect: `python -m methods experiment device_agreement --device cuda`, three minutes; it is refused
-without a GPU.
+Expect: `python -m methods experiment device_agreement --device cuda`; refused without a GPU, and
+not run yet, so its time is not known.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ At this scale: 16 requests, seen 8 times, settle the order on the DiT. On the te
 chance only where much is removed, and magnitude nowhere surely: between seeds the error of learned
 gates varies as much as it differs from magnitude's.
 
-Expect: `python -m methods experiment ecodiff_gates`, a quarter of an hour of one core.
+Expect: `python -m methods experiment ecodiff_gates`, 15 minutes of one core.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ layer. Each has a few weights of its penalty to choose from, for each size the o
 is best on the noise that was learned from. Judged from other noise by the mean squared error of the
 last latent, and by that of single answers, the per-step loss's own measure.
 
-Expect: `python -m methods experiment ecodiff_objective --device cuda`, about 4 minutes.
+Expect: `python -m methods experiment ecodiff_objective`, not run yet, so its time is not known.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ At this scale: 80 optimizer steps of guided answers bring those closer to the de
 cost of plain ones, as expected; the answers to the empty request hardly move apart or together, and
 most of the gain is also there where plain answers see the empty request.
 
-Expect: `python -m methods experiment guided_retraining`, half an hour of one core.
+Expect: `python -m methods experiment guided_retraining`, 27 minutes of one core.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ squared error to the dense model's answers on noised images that were not traine
 images: Frechet distance, agreement with the request, difference from the dense images at the same
 noise. The row without retraining shows what there is to recover.
 
-Expect: `python -m methods experiment laptop_distillation`, 25 minutes of one core.
+Expect: `python -m methods experiment laptop_distillation`, 24 minutes of one core.
 """
 
 from __future__ import annotations

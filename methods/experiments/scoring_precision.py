@@ -8,8 +8,7 @@ short cut that moves fewer channels than a redraw does costs nothing that can be
 
 Cost is what the harness meters: seconds, images through the denoiser, and the growth of memory.
 
-Expect: `python -m methods experiment scoring_precision --device cuda`, about 3 minutes; hours on
-two CPU cores, where `--set scoring_precision.stride=8` and `.many=32` make it minutes.
+Expect: `python -m methods experiment scoring_precision`, not run yet, so its time is not known.
 """
 
 from __future__ import annotations

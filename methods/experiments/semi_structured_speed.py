@@ -10,8 +10,9 @@ that this GPU or this torch does not have is a row without times.
 The bar is the speed that SparseDM claims for 2:4, about 1.2 times dense, for whole blocks: what
 attention, norms and activations take stays as it is.
 
-Expect: `python -m methods experiment semi_structured_speed --device cuda`, about 3 minutes on a GPU
-of compute capability 8.0 or more; a clear refusal anywhere else.
+Expect: `python -m methods experiment semi_structured_speed --device cuda` on a GPU of compute
+capability 8.0 or more, a clear refusal anywhere else. Without a record yet, so its time is
+not known.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Optimizer steps are equal, seconds are not: guided answers and the teacher's ste
 to dense" is to the dense model's images in the protocol's own number of steps. Model, data and
 budget are far from Stable Diffusion, so what holds here is consistent with the abstract at most.
 
-Expect: `python -m methods experiment smaller_and_faster --device cuda`, about 4 minutes.
+Expect: `python -m methods experiment smaller_and_faster`, not run yet, so its time is not known.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ values can be taken once more from drawn images, by the log probability that a c
 the garment asked for (`--set snapfusion_value_order.shown=64`, several times the work); it decides
 nothing of the verdict.
 
-Expect: `python -m methods experiment snapfusion_value_order --device cuda`, about 4 minutes.
+Expect: `python -m methods experiment snapfusion_value_order`,
+not run yet, so its time is not known.
 """
 
 from __future__ import annotations

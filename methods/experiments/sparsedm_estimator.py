@@ -11,8 +11,8 @@ plain masking, fixed sparsity replaced the progressive baseline of its first ver
 weighs the teacher in. Frechet distances are paired over seeds.
 
 At this scale: 80 optimizer steps at a rate of 2e-4 with a decay of 2e-4 shrink a masked weight by
-3e-6 of itself, so that the decay, which the paper trains with for tens of thousands of steps, has
-nothing to do; what can act is the gradient of masked weights.
+3e-6 of itself, so that the decay has nothing to do (the authors' configurations train for 300,000
+steps and more); what can act is the gradient of masked weights.
 
 Expect: `python -m methods experiment sparsedm_estimator`, 20 minutes of one core.
 """

@@ -10,8 +10,9 @@ CUDA graph, which leaves the GPU's own time. "Realised" is the part of the saved
 saved time: (1 - t / t_dense) over (1 - MACs / MACs_dense), attention products included; 1 is what
 the literature's MACs promise.
 
-Expect: `python -m methods experiment speed_at_true_size --device cuda`, a minute and a half on a
-GPU with 40 GB free; on a CPU choose a small model: `--set speed_at_true_size.models=fashion_t2i`.
+Expect: `python -m methods experiment speed_at_true_size --device cuda` on a GPU with 40 GB free;
+on a CPU choose a small model: `--set speed_at_true_size.models=fashion_t2i`. Without a record yet,
+so its time is not known.
 """
 
 from __future__ import annotations

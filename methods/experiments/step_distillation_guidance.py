@@ -4,7 +4,8 @@ The base is distilled once, to half of its steps, with probability p of the guid
 shows the student what guidance does to two steps, p = 1 always does, 0.1 is the paper's choice. All
 students train on the same batches and draw from the same noise, guided as the base is.
 
-Expect: `python -m methods experiment step_distillation_guidance --device cuda`, about 3 minutes.
+Expect: `python -m methods experiment step_distillation_guidance`,
+not run yet, so its time is not known.
 """
 
 from __future__ import annotations

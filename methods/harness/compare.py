@@ -55,7 +55,6 @@ QUICK_PROTOCOL = Protocol(samples=200, steps=10, reference=2_000, latency_rounds
 # learned over few steps: the papers' own numbers would take hours of two cores for every row.
 STANDARD_SIZES = (0.75, 0.5)
 STANDARD_SEEDS = (0, 1, 2)
-RECOVERY = "finetune"  # the retraining behind every method, unless another is asked for
 STANDARD_STEPS = 100  # optimizer steps of retraining
 STANDARD_BATCH = 32  # images in each
 TRAINED = ("snapfusion", "smaller_faster_sd", "sparsedm")  # train while they prune
@@ -77,7 +76,7 @@ STANDARD_SETTINGS = (
     f"sparsedm.steps={STANDARD_STEPS}",
     f"sparsedm.batch_size={STANDARD_BATCH}",
 )
-STANDARD_RECOVERY = f"{RECOVERY}.batch_size={STANDARD_BATCH}"
+STANDARD_RECOVERY = f"{results.RECOVERY}.batch_size={STANDARD_BATCH}"
 # Heads and neurons hold 35 % of this U-Net: without all of them 65 % stays.
 OUT_OF_REACH = {("fashion_t2i", "ecodiff"): (0.5,)}
 UNSTRUCTURED_SETTINGS = ("magnitude.unit=weight", "magnitude.ratio=0.5")
@@ -94,7 +93,7 @@ class Sweep:
     ratios: tuple[float, ...] = ()  # channels removed, [0, 1)
     seeds: tuple[int, ...] = (0,)
     finetune_steps: tuple[int, ...] = (0,)  # optimizer steps; 0: no retraining
-    recovery: str = RECOVERY  # or distill
+    recovery: str = results.RECOVERY  # the retraining behind every method, or distill
     assignments: tuple[str, ...] = ()  # METHOD.KEY=VALUE, applied wherever the method occurs
 
     def recipes(self) -> tuple[Recipe, ...]:

@@ -77,8 +77,8 @@ def default_precision() -> str:
 class Protocol:
     """How a run is measured; figures of different protocols do not belong in one table.
 
-    The defaults are the committed comparison's, sized so that two slow cores finish all of it in
-    some four hours: more seeds rather than more samples.
+    The defaults are the committed comparison's, sized to two slow cores: more seeds rather than
+    more samples.
     """
 
     samples: int = 500

@@ -79,16 +79,11 @@ def quantized_bytes(model: nn.Module) -> int:
 
 
 def schedule(pipe: Pipeline, sampler: str) -> Any:
-    """The scheduler of a sampler by the base's own noise levels.
-
-    Predicted images are not clipped: DDIM in diffusers keeps the noise of the unclipped image, and
-    guided runs drift further the more steps they take.
-    """
-    config = pipe.scheduler.config
+    """The scheduler of a sampler by the base's own noise levels."""
     if sampler == "ddim":
-        return DDIMScheduler.from_config(config, clip_sample=False)
+        return DDIMScheduler.from_config(pipe.scheduler.config)
     return DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="dpmsolver++", solver_order=2
+        pipe.scheduler.config, algorithm_type="dpmsolver++", solver_order=2
     )
 
 
