@@ -65,12 +65,12 @@ class Config:
     """How many sets, and what they are measured with."""
 
     largest: int = 5  # layers in a random set, from 2
-    sets: int = 40  # random sets of each size, or all that there are
+    sets: int = 15  # random sets of each size, or all that there are
     low: float = 0.25  # of the removable layers' parameters, the first budget
     high: float = 0.5  # the second budget
     random: int = 10  # random sets that meet a budget
     batch_size: int = 32  # calibration images
-    timesteps: int = 8  # calibration batches, each with its own random timesteps
+    timesteps: int = 4  # calibration batches, each with its own random timesteps
 
 
 def investigate(lab: Lab, config: Config) -> Finding:

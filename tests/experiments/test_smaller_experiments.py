@@ -150,7 +150,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setitem(run.TASKS, task, run.TaskData(text_lab.colour_splits, "random"))
     save_base(replace(text_lab.t2i(), denoiser=tiny.shaken(two_layers())), tmp_path / task)
     bench = Bench(task, PROTOCOL, model=str(tmp_path / task))
-    return Lab(seeds=(0, 1), protocol=PROTOCOL, _benches={task: bench})
+    return Lab(seeds=(0, 1), protocol=PROTOCOL, used={task: bench})
 
 
 def test_sensitivity_order_when_small(lab):

@@ -58,4 +58,4 @@ def lab(folder: Path, monkeypatch, seeds=(0, 1)) -> Lab:
     monkeypatch.setitem(run.TASKS, TASK, run.TaskData(colour_splits, "random smooth images"))
     save_base(t2i(), folder / TASK)
     bench = Bench(TASK, PROTOCOL, model=str(folder / TASK))
-    return Lab(seeds=seeds, protocol=PROTOCOL, _benches={TASK: bench})
+    return Lab(seeds=seeds, protocol=PROTOCOL, used={TASK: bench})
