@@ -93,26 +93,34 @@ def test_guided_retraining_when_small():
 # --- sensitivity_order -----------------------------------------------------------------------
 
 
-def order_rows(frechet, agreement=0.5):
-    """Guided sensitivity at 0.9 agreement and `frechet`, its rivals at `agreement` and 200."""
-    orders = (sensitivity_order.SENSITIVITY, *sensitivity_order.RIVALS)
+MEASURED = (sensitivity_order.SENSITIVITY, sensitivity_order.LAPTOP)
+UNMEASURED = (sensitivity_order.LIST, sensitivity_order.EVEN, sensitivity_order.CHANCE)
+
+
+def order_rows(frechet, agreement=0.5, laptop=100.0):
+    """The two measured orders at 0.9 agreement and as far as given, the others at 200."""
+    distances = dict(zip(MEASURED, (frechet, laptop), strict=True))
     return [
         {"size": size, "order": order, "seed": seed, "params": 0.6, "mse": 0.1}
-        | {"frechet": (200.0 if rival else frechet) * (1 + seed)}
-        | {"agreement": (agreement if rival else 0.9) + 0.01 * seed}
+        | {"frechet": distances.get(order, 200.0) * (1 + seed)}
+        | {"agreement": (0.9 if order in MEASURED else agreement) + 0.01 * seed}
         for seed in range(3)
         for size in ("base", "small")
-        for rival, order in enumerate(orders)
+        for order in (*MEASURED, *UNMEASURED)
     ]
 
 
 def test_every_rival_has_to_be_beaten_in_both_figures():
     shown = sensitivity_order.judge(order_rows(100.0))
-    assert shown.verdict == "shown" and shown.answer.count("0.5 (0.5 to 0.5") == 6
+    assert shown.verdict == "shown" and shown.answer.count("0.5 (0.5 to 0.5") == 2 * (3 + 2)
     part = sensitivity_order.judge(order_rows(100.0, agreement=0.95))
-    assert part.verdict == "in part" and "agreement against random at small" in part.why
+    assert part.verdict == "in part"
+    assert "agreement, guided sensitivity against random at small" in part.why
     assert "Frechet" not in part.why
-    assert sensitivity_order.judge(order_rows(300.0, 0.95)).verdict == "not shown"
+    worse = sensitivity_order.judge(order_rows(100.0, laptop=300.0))
+    assert worse.verdict == "in part" and "guided" not in worse.why
+    assert "LAPTOP-Diff's choice against BK-SDM's list at base" in worse.why
+    assert sensitivity_order.judge(order_rows(300.0, 0.95, 300.0)).verdict == "not shown"
 
 
 def test_random_removal_meets_the_size_and_depends_on_the_seed():
@@ -158,8 +166,8 @@ def test_sensitivity_order_when_small(lab):
         base=True, judged=1, judged_size=2, retrain_steps=1, batch_size=2
     )
     finding = sensitivity_order.investigate(lab, config)
-    assert len(finding.rows) == 2 * 2 * 4
-    for rows in (finding.rows[first : first + 4] for first in range(0, 16, 4)):
+    assert len(finding.rows) == 2 * 2 * 5
+    for rows in (finding.rows[first : first + 5] for first in range(0, 20, 5)):
         sizes = {row["order"]: row["params"] for row in rows}
         assert max(sizes.values()) == sizes[sensitivity_order.LIST]
         assert len({row["mse"] for row in rows}) > 1
