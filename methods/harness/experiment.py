@@ -83,9 +83,17 @@ class Paired:
     def ratio(self) -> str:
         """Of a difference of logarithms: a over b, with its interval."""
         middle, low, high = (
-            f"{math.exp(min(v, 700)):.3g}" for v in (self.mean, self.low, self.high)
+            _beside_one(math.exp(min(v, 700))) for v in (self.mean, self.low, self.high)
         )
         return f"{middle} ({low} to {high}, n={self.n})"
+
+
+def _beside_one(ratio: float) -> str:
+    """Three digits, or as many as keep a ratio that is not 1 from reading as the bar of 1."""
+    digits = 3
+    while ratio != 1 and float(f"{ratio:.{digits}g}") == 1 and digits < 12:
+        digits += 1
+    return f"{ratio:.{digits}g}"
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
