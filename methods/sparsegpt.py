@@ -16,8 +16,13 @@ int(block * ratio) weights go per block, ties by index; layers are calibrated in
 of execution, each with the stages before it pruned (1: all at once on dense inputs). First and
 last convolution and time embedding stay dense.
 
-Expect: `python -m methods run sparsegpt --task fashion_unet`; memory for one columns x columns
-matrix per layer of a stage. Neither MACs nor time on dense hardware change.
+On a DiT every block's norm1 (timestep MLP and adaLN) stays dense too: 41 % of the parameters of
+`fashion_dit`, of all of which a ratio of 0.5 zeroes 28.5 %.
+
+Expect: `python -m methods run sparsegpt --task fashion_t2i`. It is a row of `python -m methods
+table --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
+Memory for one columns x columns matrix per layer of a stage. Neither MACs nor time on dense
+hardware change.
 """
 
 from __future__ import annotations
