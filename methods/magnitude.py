@@ -57,6 +57,12 @@ class Config:
     order: Order = "sequential"  # as the official code, or all scores first ("one-shot")
 
 
+SCORES = {  # by p
+    1: GroupScore(lambda w, _: w.abs().sum(dim=1)),
+    2: GroupScore(lambda w, _: w.square().sum(dim=1)),
+}
+
+
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
     """Score and cut; needs no data."""
     if config.unit == "weight":
@@ -64,13 +70,12 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
             raise ValueError("macs: zeroed weights save no MACs; ask for a ratio")
         ratio = 0.3 if config.ratio is None else config.ratio
         return pipe, {"zeroed": zero_smallest(pipe.denoiser, ratio)}
-    if config.p not in (1, 2):
+    if config.p not in SCORES:
         raise ValueError(f"p must be 1 or 2, not {config.p}")
     widths = requested_widths(
         pipe.denoiser, task.example_inputs(), config.ratio, config.macs, config.rule
     )
-    score = GroupScore(lambda w, _: w.abs().pow(config.p).sum(dim=1))
-    keep = choose(pipe.denoiser, score, widths, rule=config.rule, order=config.order)
+    keep = choose(pipe.denoiser, SCORES[config.p], widths, rule=config.rule, order=config.order)
     return cut(pipe, keep, config.rule), {"keep": keep}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods import diff_pruning, taylor
+from methods import diff_pruning, magnitude, taylor
 from methods.harness.channels import channel_groups
 from methods.harness.scores import GroupScore, chance_overlap, choose, overlap
 from methods.harness.surgery import ratio_widths
@@ -87,16 +87,12 @@ def test_ddpm_exp_variant_equals_a_loop_over_slices(name):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), group.name
 
 
-def magnitude_of(p):
-    return GroupScore(lambda w, _: w.abs().pow(p).sum(dim=1))
-
-
 @pytest.mark.parametrize(
     ("score", "of_slice"),
     [
         (taylor.SCORE, lambda w, g: abs(float((w * g).sum()))),
-        (magnitude_of(1), lambda w, g: float(w.abs().sum())),
-        (magnitude_of(2), lambda w, g: float(w.square().sum())),
+        (magnitude.SCORES[1], lambda w, g: float(w.abs().sum())),
+        (magnitude.SCORES[2], lambda w, g: float(w.square().sum())),
     ],
     ids=["taylor", "l1", "l2"],
 )
@@ -129,8 +125,8 @@ def test_every_criterion_is_torch_prunings(name):
     criteria = [
         (tp.importance.GroupTaylorImportance(multivariable=True), taylor.SCORE),
         (tp.importance.GroupTaylorImportance(), diff_pruning.SCORES["diffusers"]),
-        (tp.importance.GroupMagnitudeImportance(p=1), magnitude_of(1)),
-        (tp.importance.GroupMagnitudeImportance(p=2), magnitude_of(2)),
+        (tp.importance.GroupMagnitudeImportance(p=1), magnitude.SCORES[1]),
+        (tp.importance.GroupMagnitudeImportance(p=2), magnitude.SCORES[2]),
     ]
     for group in channel_groups(model):
         layer = model.get_submodule(group.name)
