@@ -116,15 +116,18 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     """The pruned, compensated weight (out, columns) and its mask; hessian is (columns, columns).
 
+    Columns that never see an input are cleared whole, and so masked, beside what the pattern takes;
+    a pattern that takes nothing leaves the weight as it is.
+
     Raises:
         ValueError: the Hessian is not finite or not positive after damping, naming the layer.
     """
     weight = weight.clone()
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if pattern in (Unstructured(0.0), Unstructured(0.0, per="row")):
+    if pattern.n == pattern.m if isinstance(pattern, NOfM) else pattern.ratio == 0.0:
         return weight, mask
     upper, dead = _inverse_factor(hessian, damp, name)
-    weight[:, dead] = 0.0  # a column that never sees an input
+    weight[:, dead] = 0.0
     run = pattern.m if isinstance(pattern, NOfM) else 1
     block = max(run, block - block % run)
     for start in range(0, weight.shape[1], block):
@@ -141,6 +144,7 @@ def solve(
             errors[:, j] = part[:, j] * mask[:, start + j] / diagonal[j]
             part[:, j:] -= errors[:, j, None] * upper[start + j, start + j : end]
         weight[:, end:] -= errors @ upper[start:end, end:]
+    mask[:, dead] = True
     return weight.masked_fill_(mask, 0.0), mask
 
 
