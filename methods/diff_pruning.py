@@ -14,7 +14,8 @@ the lowest are cut. The two official programs differ, `variant` selects:
   by its mean; a tensor that holds the group twice counts both halves; the step that falls under
   the threshold is still accumulated.
 * "ddpm_exp" (the code behind the tables): slice score sum (w g)^2, GroupNorm gammas |w g| are
-  members, plain sum; such tensors are dropped; the step that falls under it is not accumulated.
+  members, plain sum; tensors that read the group twice are dropped; the step that falls under the
+  threshold is not accumulated.
   Its loss sums over pixels, and since squared and plain terms are added, that scale matters.
 
 Counts follow the official rule: int arithmetic inside every GroupNorm group, which makes ratio

@@ -8,6 +8,7 @@ from torch import nn
 
 from methods import diff_pruning, magnitude, taylor
 from methods.harness.channels import channel_groups
+from methods.harness.denoise import predict
 from methods.harness.scores import GroupScore, chance_overlap, choose, overlap
 from methods.harness.surgery import ratio_widths
 
@@ -112,6 +113,33 @@ def test_the_scripts_other_criteria_equal_a_loop_over_slices(score, of_slice):
         expected = torch.tensor(expected)
         found = score(group, weights, grads)
         assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
+
+
+def test_value_and_gate_of_a_neuron_count_in_both_programs():
+    """Only what reads a group twice is dropped, never the layer that gives both halves."""
+    pipe = tiny.conditional("t2i")
+    batch = next(tiny.task(pipe).training_batches(2))
+    model = pipe.denoiser
+    predict(model, batch.x_t, batch.t, batch.condition).square().mean().backward()
+    weights, grads = tensors(model)
+    gated = 0
+    for group in channel_groups(model):
+        if not group.name.endswith(".net.0.proj"):
+            continue
+        gated += 1
+        terms = [
+            weights[name].double() * grads[name].double()
+            for name in (group.name, group.name.removesuffix(".0.proj") + ".2")
+        ]
+        value, gate = terms[0].split(group.size)
+        read = terms[1].T
+        expected = sum(part.square().sum(dim=1) for part in (value, gate, read))
+        found = diff_pruning.SCORES["ddpm_exp"](group, weights, grads)
+        assert (found - expected).abs().max() <= 1e-5 * expected.max(), group.name
+        expected = (sum(part.abs().sum(dim=1) for part in (value, gate, read))) / 2
+        found = diff_pruning.SCORES["diffusers"](group, weights, grads)
+        assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
+    assert gated
 
 
 @pytest.mark.parametrize("name", ["one_head", "many_heads"])
