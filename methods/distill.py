@@ -7,8 +7,10 @@ arXiv 2404.11098) divides every feature term by the teacher's (`normalise`): "sq
 reading of "normalised by the L2 norm of teacher feature maps"; whether its square is meant is not
 public, so "norm" can be chosen.
 
-Feature points: U-Net stages, DiT blocks; a point whose width was pruned is left out. Weights that
-an earlier step set to zero stay zero.
+Feature points: U-Net stages (before the sampler, at the last transformer's `proj_out`, where the
+student lost it, as in BK-SDM-Tiny), DiT blocks. A point whose width was pruned is left out, and the
+notes name it; if none is left, `feature_weight` has to be 0. Weights that an earlier step set to
+zero stay zero.
 
 Differs from the papers in: AdamW with warm-up, cosine decay and averaged weights, as `finetune`, so
 that a table compares losses and not schedules.
@@ -24,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .harness.distill import Distillation, feature_pairs
+from .harness.distill import Distillation, Fit
 from .harness.masks import apply_masks, kept_zero, zero_masks
 from .harness.pipeline import Notes, Pipeline, Task
 from .harness.train import Recipe, retrain
@@ -61,7 +63,11 @@ class Config:
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Train the pipeline's denoiser in place; the teacher is the task's dense model."""
+    """Train the pipeline's denoiser in place; the teacher is the task's dense model.
+
+    Raises:
+        ValueError: features have a weight, and none of the student's has the teacher's shape.
+    """
     recipe = Recipe(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -81,5 +87,10 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     batches = task.training_batches(config.batch_size)
     losses = retrain(pipe.denoiser, batches, recipe, kept_zero(objective, masks))
     apply_masks(pipe.denoiser, masks)
-    pairs = feature_pairs(task.dense.denoiser, pipe.denoiser)
-    return pipe, {"losses": losses, "feature_points": pairs, "masked_tensors": len(masks)}
+    points = objective.points or Fit({}, {})
+    return pipe, {
+        "losses": losses,
+        "feature_points": points.used,
+        "feature_points_left_out": points.left_out,
+        "masked_tensors": len(masks),
+    }
