@@ -22,7 +22,7 @@ from methods import registry
 
 from . import measure
 from .journal import write_text
-from .run import ROOT, Bench, Protocol, Report, code_sha256, git_state
+from .run import Bench, Protocol, Report, code_sha256, git_state, source
 
 SCHEMA = 1
 Verdict = Literal["shown", "in part", "not shown"]
@@ -220,5 +220,5 @@ def _code_sha256(name: str) -> str:
     """Hash of the experiment, the harness and the methods that the experiment is about."""
     about = registry.describe_experiment(name).card["methods"]
     stages = tuple(registry.Stage(method, {}) for method in about)
-    source = (ROOT / "methods" / "experiments" / f"{name}.py").read_bytes()
-    return hashlib.sha256(code_sha256(stages).encode() + source).hexdigest()
+    own = source("experiments", f"{name}.py")
+    return hashlib.sha256(code_sha256(stages).encode() + own).hexdigest()

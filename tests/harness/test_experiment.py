@@ -91,7 +91,7 @@ def investigate(lab, config):
     (folder / "adds_up.py").write_text(source)
     monkeypatch.setattr(registry, "EXPERIMENTS", folder)
     monkeypatch.setattr(registry, "FOLDER", tmp_path / "methods")
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "source", lambda *parts: source.encode())
     monkeypatch.setattr(experiment, "code_sha256", lambda stages: "0" * 64)
     registry.experiment_names.cache_clear()
     registry.describe_experiment.cache_clear()
