@@ -48,12 +48,12 @@ def feature_pairs(teacher: nn.Module, student: nn.Module) -> dict[str, str]:
         theirs, ours = len(getattr(teacher, part)), len(getattr(student, part))
         gone = theirs - ours if part == "up_blocks" else 0
         for index in range(ours):
-            names = (f"{part}.{index + gone}", f"{part}.{index}")
-            stages = (teacher.get_submodule(names[0]), student.get_submodule(names[1]))
-            if _has_sampler(stages[0]) != _has_sampler(stages[1]):
-                inner = _before_sampler(*stages)
-                names = (f"{names[0]}.{inner[0]}", f"{names[1]}.{inner[1]}")
-            pairs[names[0]] = names[1]
+            target, feature = f"{part}.{index + gone}", f"{part}.{index}"
+            dense, pruned = teacher.get_submodule(target), student.get_submodule(feature)
+            if _has_sampler(dense) != _has_sampler(pruned):
+                inside = _before_sampler(dense, pruned)
+                target, feature = f"{target}.{inside[0]}", f"{feature}.{inside[1]}"
+            pairs[target] = feature
     return pairs
 
 

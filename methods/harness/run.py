@@ -630,7 +630,7 @@ def source(*parts: str) -> bytes:
 def code_sha256(recipe: Recipe) -> str:
     """Hash of the harness and of the recipe's method files, as they were at the start."""
     names = sorted(path.name for path in _SOURCES if path.parent.name == "harness")
-    files = [("harness", name) for name in names]
+    files: list[tuple[str, ...]] = [("harness", name) for name in names]
     files += [(name,) for name in sorted({f"{stage.method}.py" for stage in recipe})]
     digest = hashlib.sha256()
     for file in files:
