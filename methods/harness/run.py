@@ -615,6 +615,12 @@ def git_state() -> Record:
     return dict(_GIT_STATE)
 
 
+def made_now(seed: int) -> Record:
+    """When, by which code and where a model was made or measured, for its card."""
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "seed": seed, **git_state(), "system": measure.system_info()}
+
+
 def source(*parts: str) -> bytes:
     """A file of `methods/` as it was when this process started.
 
