@@ -6,9 +6,9 @@ pairs of every up stage. Small: the middle block too. Tiny: the lowest-resolutio
 with the samplers that lead there and back. What stays keeps its weights: a student's first and
 last up layers are the teacher's first and third.
 
-Tiny needs a U-Net whose last two stages are equally wide, as all of Stable Diffusion's are: without
-the lowest stage, the one above it feeds an up part that was built for the lowest stage's width.
-`fashion_t2i` has 80 and 96 channels there and takes base and small only.
+Tiny needs a U-Net whose last two stages are equally wide, as those of Stable Diffusion 1 and 2 are:
+without the lowest stage, the one above it feeds an up part that was built for the lowest stage's
+width. `fashion_t2i` has 80 and 96 channels there and takes base and small only.
 
 Training with output and feature distillation is the recipe step behind it: `run bk_sdm distill`.
 
