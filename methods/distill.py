@@ -9,7 +9,7 @@ public, so "norm" can be chosen.
 
 Feature points: U-Net stages (before the sampler, at the last transformer's `proj_out`, where the
 student lost it, as in BK-SDM-Tiny), DiT blocks. A point whose width was pruned is left out, and the
-notes name it; if none is left, `feature_weight` has to be 0. Weights that an earlier step set to
+notes name it; where all were, answers alone are learned from. Weights that an earlier step set to
 zero stay zero.
 
 Differs from the papers in: AdamW with warm-up, cosine decay and averaged weights, as `finetune`, so
@@ -63,11 +63,7 @@ class Config:
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Train the pipeline's denoiser in place; the teacher is the task's dense model.
-
-    Raises:
-        ValueError: features have a weight, and none of the student's has the teacher's shape.
-    """
+    """Train the pipeline's denoiser in place; the teacher is the task's dense model."""
     recipe = Recipe(
         steps=config.steps,
         batch_size=config.batch_size,

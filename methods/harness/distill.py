@@ -112,11 +112,7 @@ class Fit:
 def fit(
     teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], pairs: Mapping[str, str]
 ) -> Fit:
-    """Sort pairs by whether their recorded features (B, ...) have equal shapes.
-
-    Raises:
-        ValueError: none has.
-    """
+    """Sort pairs by whether their recorded features (B, ...) have equal shapes."""
     used, left_out = {}, {}
     for theirs, ours in pairs.items():
         target, feature = teacher[theirs].shape, student[ours].shape
@@ -125,11 +121,6 @@ def fit(
         else:
             shapes = f"{tuple(target[1:])} in the teacher, {tuple(feature[1:])} in the student"
             left_out[theirs] = shapes if ours == theirs else f"{shapes}'s {ours}"
-    if not used:
-        first = next((f"{k}: {v}" for k, v in left_out.items()), "none of its stages is left")
-        raise ValueError(
-            f"feature_weight must be 0: no feature of this model has the teacher's shape ({first})"
-        )
     return Fit(used, left_out)
 
 
@@ -142,14 +133,11 @@ def feature_loss(
     """Sum over pairs of equal shape of the squared difference, normalised.
 
     "none": mean squared error. "squared": over the mean square of the teacher's feature, which
-    leaves the loss as it is when both are scaled alike. "norm": over its root mean square.
-
-    Raises:
-        ValueError: no pair has equal shapes.
+    leaves the loss as it is when both are scaled alike. "norm": over its root mean square. Zero
+    where no pair has equal shapes.
     """
-    used = fit(teacher, student, pairs).used
-    total = torch.zeros((), device=next(iter(student.values())).device)
-    for theirs, ours in used.items():
+    total = torch.zeros((), device=next(iter(student.values())).device if student else "cpu")
+    for theirs, ours in fit(teacher, student, pairs).used.items():
         target, feature = teacher[theirs].detach().float(), student[ours].float()
         error = (feature - target).square().mean()
         size = target.square().mean()
@@ -176,11 +164,6 @@ class Distillation:
     points: Fit | None = field(default=None, init=False)  # None: before a call, or weight 0
 
     def __call__(self, model: nn.Module, batch: NoisedBatch) -> Tensor:
-        """The loss.
-
-        Raises:
-            ValueError: features have a weight, and none of the student's fits the teacher's.
-        """
         pairs = self._pairs(model) if self.feature_weight else {}
         with torch.no_grad(), recorded(self.teacher, list(pairs)) as theirs:
             target = predict(self.teacher, batch.x_t, batch.t, batch.condition).float()
@@ -191,8 +174,9 @@ class Distillation:
         if self.feature_weight:
             if self.points is None:
                 self.points = fit(theirs, ours, pairs)
-            features = feature_loss(theirs, ours, self.points.used, self.normalise)
-            loss = loss + self.feature_weight * features
+            if self.points.used:
+                features = feature_loss(theirs, ours, self.points.used, self.normalise)
+                loss = loss + self.feature_weight * features
         return loss
 
     def _pairs(self, model: nn.Module) -> dict[str, str]:

@@ -50,10 +50,10 @@ def test_a_width_that_was_pruned_is_left_out_and_named():
 
 
 @pytest.mark.parametrize("pairs", [{"a": "a"}, {}])
-def test_features_that_all_differ_are_refused(pairs):
+def test_features_that_all_differ_cost_nothing(pairs):
     teacher, student = {"a": torch.ones(2, 4)}, {"a": torch.zeros(2, 3)}
-    with pytest.raises(ValueError, match="feature_weight must be 0: no feature of this model"):
-        distill.feature_loss(teacher, student, pairs, "none")
+    assert float(distill.feature_loss(teacher, student, pairs, "none")) == 0
+    assert distill.fit(teacher, student, pairs).used == {}
 
 
 @pytest.mark.parametrize("kind", ["t2i", "dit"])
@@ -144,10 +144,14 @@ def test_notes_tell_what_was_compared():
     around = tiny.task(pipe)
     narrow, _ = magnitude.compress(pipe.private_copy(), around, magnitude.Config(macs=0.4))
     config = distill_step.Config(steps=1, batch_size=2, precision="fp32")
-    with pytest.raises(ValueError, match="feature_weight must be 0"):
-        distill_step.compress(narrow.private_copy(), around, config)
-    _, notes = distill_step.compress(narrow, around, replace(config, feature_weight=0.0))
+    with_features, notes = distill_step.compress(narrow.private_copy(), around, config)
+    pairs = distill.feature_pairs(pipe.denoiser, narrow.denoiser)
+    assert notes["feature_points"] == {} and notes["feature_points_left_out"].keys() == set(pairs)
+    without, notes = distill_step.compress(narrow, around, replace(config, feature_weight=0.0))
     assert notes["feature_points"] == {} == notes["feature_points_left_out"]
+    learned = dict(without.denoiser.named_parameters())
+    for name, parameter in with_features.denoiser.named_parameters():
+        assert torch.equal(parameter, learned[name]), name  # answers are all there is to learn
 
 
 def test_a_stage_whose_width_was_pruned_is_noted():
