@@ -106,7 +106,9 @@ class CostRecord(_Strict):
     optimizer_steps: int = Field(ge=0)
     denoiser_calls: int = Field(ge=0)
     denoiser_images: int = Field(ge=0)
-    peak_memory_bytes: int = Field(ge=0)
+    peak_bytes: int | None = Field(default=None, ge=0)
+    # Of records from before memory was given back first: freed tensors hid what came after them.
+    peak_memory_bytes: int | None = Field(default=None, ge=0)
 
 
 class Provenance(_Strict):
@@ -424,14 +426,21 @@ def _row(group: Sequence[Record]) -> Table:
 
 
 def _compression(group: Sequence[Record]) -> Table:
-    """What pruning itself took, without the plain retraining behind it: means over seeds."""
+    """What pruning itself took, without the plain retraining behind it: means over seeds.
+
+    Of memory the median: the first run of a process pays for what the others find ready.
+    """
     own = [[c for c in r.cost if c.method not in _RECOVERIES] or r.cost for r in group]
     found: Table = {
         key: statistics.fmean(sum(getattr(c, key) for c in costs) for costs in own)
         for key in ("seconds", "denoiser_calls", "denoiser_images", "optimizer_steps")
     }
-    peaks = [max(c.peak_memory_bytes for c in costs) for costs in own]
-    return found | {"peak_memory_bytes": statistics.fmean(peaks)}
+    peaks = [
+        max(c.peak_bytes or 0 for c in costs)
+        for costs in own
+        if all(c.peak_bytes is not None for c in costs)
+    ]
+    return found | {"peak_bytes": statistics.median(peaks) if peaks else None}
 
 
 def _agreement(group: Sequence[Record]) -> Table | None:

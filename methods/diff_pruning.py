@@ -5,7 +5,8 @@ NeurIPS 2023, arXiv 2305.10924.
 
 One batch x0 and one noise tensor are taken through t = 0, 1, 2, ...; gradients of the denoising
 loss L_t add up, g = sum_t dL_t/dw. Late steps carry little but noise: accumulation stops at the
-first t with L_t < threshold * max L. A channel's score adds the Taylor terms of all tensor
+first t with L_t < threshold * max L. L_t is the error of the noise also where the model predicts v
+or the clean image. A channel's score adds the Taylor terms of all tensor
 slices that go with it (residuals, concatenations, time projections: `harness/channels.py`), and
 the lowest are cut. The two official programs differ, `variant` selects:
 

@@ -2,9 +2,10 @@
 
 The baseline of Diff-Pruning (Fang, Ma and Wang, NeurIPS 2023, arXiv 2305.10924), after Molchanov et
 al., "Importance Estimation for Neural Network Pruning" (CVPR 2019, arXiv 1906.10771). Gradients of
-the denoising loss are added up over all timesteps, g = sum_t dL_t/dw; a slice's score is
-|sum w g|, the absolute value of the sum, as the authors' program has it ("multivariable"): terms
-of opposite sign cancel inside a slice. Diff-Pruning adds |w g| instead and stops early.
+the denoising loss (of the noise, whatever the model predicts) are added up over all timesteps,
+g = sum_t dL_t/dw; a slice's score is |sum w g|, the absolute value of the sum, as the authors'
+program has it ("multivariable"): terms of opposite sign cancel inside a slice. Diff-Pruning adds
+|w g| instead and stops early.
 
 Differs from the program in: `stride` can skip timesteps (1 is theirs); timesteps of small batches
 share a forward pass.

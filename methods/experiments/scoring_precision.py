@@ -110,7 +110,7 @@ def rate(bench: Bench, seed: int, config: Config) -> list[dict[str, Value]]:
                 "chance": chance_overlap(sizes, reference),
                 "seconds": cost["seconds"],
                 "images": cost["denoiser_images"],
-                "memory_mb": cost["peak_memory_bytes"] / 1e6,
+                "memory_mb": cost["peak_bytes"] / 1e6,
             }
         )
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .denoise import predict
+from .denoise import clean_and_noise, predict
 from .pipeline import Examples, Task
 from .surgery import check_fraction
 
@@ -29,9 +29,11 @@ def accumulate_gradients(
 ) -> list[float]:
     """Leave sum_t dL_t/dw in `.grad` and return the losses, the one that stopped it included.
 
-    Examples and noise (B, C, H, W) are the same for all t. L_t is the squared error, averaged over
-    the batch and over pixels, or summed over pixels. `precision` bf16 runs the model under
-    autocast; losses and accumulated gradients stay float32.
+    Examples and noise (B, C, H, W) are the same for all t. L_t is the squared error of the noise
+    that the answer stands for, whatever the model predicts: of v, the error would grow again where
+    little but noise is left, and no threshold would be reached. It is averaged over the batch and
+    over pixels, or summed over pixels. `precision` bf16 runs the model under autocast; losses and
+    accumulated gradients stay float32.
 
     images_per_pass // B timesteps, at least one, go through the model together. Gradients add up,
     so the sum is the same but for rounding; memory grows with the images of a pass, and a pass that
@@ -90,7 +92,8 @@ def _losses(
     )
     with torch.autocast(noise.device.type, torch.bfloat16, enabled=precision == "bf16"):
         prediction = predict(model, batch.x_t, batch.t, batch.condition).float()
-    error = (prediction - batch.target).square().unflatten(0, (count, -1))
+    _, guess = clean_and_noise(task.dense.scheduler, prediction, batch.x_t, batch.t)
+    error = (guess - batch.noise).square().unflatten(0, (count, -1))
     error = error.flatten(2)  # (levels, B, C * H * W)
     return error.sum(dim=2).mean(dim=1) if sum_pixels else error.mean(dim=(1, 2))
 

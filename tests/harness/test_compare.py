@@ -86,12 +86,12 @@ def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
     slugs = {registry.slug(recipe) for recipe in recipes}
     compared = {stage.method for recipe in recipes for stage in recipe}
     able = {m.name for m in registry.methods() if task in m.card["tasks"]}
-    assert able - compared == {"distill"}
+    assert able == compared
     budgets = {
         (stage.settings["steps"], stage.settings["batch_size"])
         for recipe in recipes
         for stage in recipe
-        if stage.method == "finetune"
+        if stage.method in ("finetune", "distill")
     }
     assert budgets == {(compare.STANDARD_STEPS, compare.STANDARD_BATCH)}
     retrained = f"finetune-steps{compare.STANDARD_STEPS}-batch_size{compare.STANDARD_BATCH}"
@@ -100,12 +100,15 @@ def test_the_standard_comparison_holds_every_method_that_can(task: str) -> None:
             bare = f"{name}-macs{size}"
             assert {bare, f"{bare}+{retrained}"} <= slugs
     assert "magnitude-ratio0.5-unitweight" in slugs
-    for (where, name), sizes in compare.OUT_OF_REACH.items():
-        if where == task:
-            asked = {
-                stage.settings["params"] for r in recipes for stage in r if stage.method == name
-            }
-            assert asked == set(compare.STANDARD_SIZES) - set(sizes)
+    for (where, name), sizes in compare.OWN_SIZES.items():
+        asked = {
+            f"{name}.{key}={stage.settings[key]}"
+            for recipe in recipes
+            for stage in recipe
+            for key in ("ratio", "params")
+            if stage.method == name and stage.settings[key] is not None
+        }
+        assert where != task or asked == set(sizes)
     # What trains by itself gets no second budget.
     assert not any(s.startswith(compare.TRAINED) and "finetune" in s for s in slugs)
 
@@ -116,7 +119,7 @@ def test_a_part_of_the_standard_comparison() -> None:
     assert sweep.assignments == (
         "taylor.batch_size=32",
         "taylor.stride=10",
-        compare.STANDARD_RECOVERY,
+        f"finetune.batch_size={compare.STANDARD_BATCH}",
     )
     assert [s.methods for s in compare.standard_sweeps("fashion_dit", (1,), ("dense",))] == [()]
     with pytest.raises(ValueError, match=r"valid: .*taylor"):

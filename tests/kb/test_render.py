@@ -153,7 +153,7 @@ TABLE = {
                 "denoiser_calls": 1234.0,
                 "denoiser_images": 56789.0,
                 "optimizer_steps": 7.0,
-                "peak_memory_bytes": 2.5e6,
+                "peak_bytes": 2.5e6,
             },
         }
     ],

@@ -27,7 +27,7 @@ def record(
     recipe = [{"method": method, "config": {"macs": 0.75}}]
     slug = f"{method}-macs0.75"
     cost = {"method": method, "seconds": 1.5, "cpu_seconds": 1.0, "optimizer_steps": 0}
-    cost |= {"denoiser_calls": 2, "denoiser_images": 8, "peak_memory_bytes": 9}
+    cost |= {"denoiser_calls": 2, "denoiser_images": 8, "peak_bytes": 9}
     costs = [cost]
     if steps:
         recipe.append({"method": "finetune", "config": {"steps": steps}})

@@ -25,18 +25,26 @@ class Curve(nn.Module):
     def __init__(self, scheduler, curve):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
+        self.alpha = scheduler.alphas_cumprod.sqrt()
         self.sigma = (1 - scheduler.alphas_cumprod).sqrt()
         self.curve = torch.tensor(curve)
+        self.kind = scheduler.config.prediction_type
 
     def forward(self, x_t, timestep, return_dict=False):
-        t = timestep
-        noise = x_t / self.sigma[t][:, None, None, None]  # x0 is zero in these tests
-        miss = self.curve[t].sqrt()[:, None, None, None] * self.weight
-        return (noise + miss,)
+        alpha, sigma, curve = (
+            part[timestep][:, None, None, None] for part in (self.alpha, self.sigma, self.curve)
+        )
+        noise = x_t / sigma + curve.sqrt() * self.weight  # x0 is zero in these tests
+        clean = (x_t - sigma * noise) / alpha
+        answers = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "sample": clean}
+        return (answers[self.kind],)
 
 
-def accumulate(curve, threshold, include_last, stride=1, images_per_pass=2):
+def accumulate(
+    curve, threshold, include_last, stride=1, images_per_pass=2, prediction_type="epsilon"
+):
     pipe = tiny.pipeline()
+    pipe.scheduler.register_to_config(prediction_type=prediction_type)
     around = tiny.task(pipe)
     model = Curve(pipe.scheduler, curve + [0.0] * (1000 - len(curve)))
     examples = Examples(torch.zeros(2, 1, 8, 8), None, {})
@@ -77,6 +85,17 @@ def test_the_threshold_is_relative_to_the_running_maximum():
 def test_threshold_zero_takes_all_timesteps():
     losses, _ = accumulate([1.0] * 1000, 0.0, include_last=True, stride=100)
     assert len(losses) == 10
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_the_stop_is_judged_by_the_error_of_the_noise_whatever_is_predicted(prediction_type):
+    """The curve is the error of the noise; of v it would be curve / alpha^2."""
+    curve = [0.8, 1.0, *[0.5] * 598, 0.02]
+    expected = accumulate(curve, 0.05, True, stride=100)
+    losses, grad = accumulate(curve, 0.05, True, stride=100, prediction_type=prediction_type)
+    assert len(losses) == 7
+    assert losses == pytest.approx(expected[0], rel=1e-3)
+    assert float(grad) == pytest.approx(float(expected[1]), rel=1e-3)
 
 
 def doubled(examples):
