@@ -169,6 +169,7 @@ class ExperimentProvenance(_Strict):
     commit: str | None
     dirty: bool | None
     code_sha256: str
+    bases: dict[str, str] = Field(default_factory=dict)  # weights of the dense models, by task
     device: str
     system: dict[str, Any]
 

@@ -339,7 +339,8 @@ def experiment(
     with usage_errors():
         check_device(device)
         protocol, standard = _protocol(samples, steps, reference, precision)
-    if out is None and not (standard and settings == described.defaults):
+    usual = settings == described.defaults and seed_list == harness.Lab().seeds
+    if out is None and not (standard and usual):
         out = ROOT / "build" / "experiments" / f"{name}.json"
     say(f"{name}: {described.describes}")
     lab = harness.Lab(seed_list, device, protocol, say)

@@ -25,7 +25,8 @@ step distillation both know of classifier-free guidance (CFG), and 25 steps beco
 
 Choices nobody published: the mean square as the measure of quality, blocks one by one, w in the
 middles of equal parts of [2, 14] for scoring, no weights on the three losses, features of both
-answers where the guided one is matched, p = 1/2 (SnapFusion's is for its distillation), budgets.
+answers where the guided one is matched, p = 1/2 (SnapFusion's is for its distillation), gradients
+cut to norm 1, budgets.
 What a block holds beyond what is still to be removed does not count in params_b, and at the end
 blocks come back that the target can spare and that help; without this the last block taken is often
 a large one and the model ends smaller than was asked for.
@@ -54,7 +55,7 @@ from .harness.depth import Unit, bypassed, drop, removable, requested
 from .harness.distill import feature_loss, feature_pairs, recorded
 from .harness.judge import Judge
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task, seeded
-from .harness.step_distill import StepDistillation
+from .harness.step_distill import StepDistillation, rungs
 from .harness.train import Recipe, retrain
 
 CARD = {
@@ -89,6 +90,8 @@ class Config:
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
     """Remove, retrain, distil: the stages that are asked for, in the abstract's order."""
+    if config.steps is not None:  # before anything is trained
+        rungs(pipe.scheduler, config.steps, teacher_stride(config.from_steps, config.steps))
     notes: Notes = {"reconstruction": "from the abstract"}
     if config.params is not None:
         pipe, notes["blocks"] = remove(pipe, task, config, config.params)

@@ -18,8 +18,10 @@ Differs from the paper in: quality is minus the squared error of guided answers 
 model's on fixed requests and noise, since CLIP judges no garments; a ResNet that changes the width
 keeps its shortcut when it is left out (identity is impossible there) and is no candidate for
 removal, and an up ResNet, which reads a skip, is none for repetition; robust skipping probability
-and iterations are not published. Both bases predict v already, so that there is nothing to convert
-(Eq. 6); a base that predicts noise is distilled as it is.
+and iterations are not published; nothing is repeated unless `additions` says so; gradients are cut
+to norm 1 and weights do not decay (the paper: AdamW with decay 0.01, no cut named). Both bases
+predict v already, so that there is nothing to convert (Eq. 6); a base that predicts noise is
+distilled as it is.
 
 Expect: `python -m methods run snapfusion --task fashion_t2i --set snapfusion.latency=0.7 --set
 snapfusion.steps=8`.
@@ -39,10 +41,10 @@ from .harness.block_costs import BlockCosts, Clock, block_costs
 from .harness.calibration import calibration
 from .harness.decoder import distil_decoder, latents, pruned_decoder
 from .harness.denoise import predict
-from .harness.depth import Unit, bypassed, drop, removable, repeat, repeatable, units
+from .harness.depth import Unit, bypassed, drop, removable, repeat, repeatable, requested, units
 from .harness.judge import Judge
 from .harness.pipeline import NoisedBatch, Notes, Pipeline, Task, seeded
-from .harness.step_distill import StepDistillation, halvings
+from .harness.step_distill import StepDistillation, halvings, rungs
 from .harness.train import Objective, Recipe, denoising_loss, retrain
 
 CARD = {
@@ -91,12 +93,10 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     Raises:
         ValueError: nothing is asked for, a target cannot be met, or the pipeline lacks a part.
     """
-    blocks = config.latency is not None or config.params is not None
-    if not (blocks or config.decoder_ratio or config.steps is not None):
-        raise ValueError("nothing is asked for: set latency or params, decoder_ratio, or steps")
+    _check(pipe, config)
     notes: Notes = {}
     training = Training(task, config)
-    if blocks:
+    if config.latency is not None or config.params is not None:
         pipe, notes["blocks"] = evolve(pipe, task, config, training)
     if config.decoder_ratio:
         pipe, notes["decoder"] = prune_decoder(pipe, task, config)
@@ -104,6 +104,31 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         pipe, notes["distilled"] = distil_steps(pipe, task, config, training)
     pipe.denoiser.eval()
     return pipe, notes
+
+
+def _check(pipe: Pipeline, config: Config) -> None:
+    """Refuse what training would only find out at its end."""
+    asked = (config.latency, config.params, config.steps) != (None, None, None)
+    if not (asked or config.decoder_ratio):
+        raise ValueError("nothing is asked for: set latency or params, decoder_ratio, or steps")
+    if config.additions and config.latency is None:
+        raise ValueError("additions are paid for in latency: set latency")
+    if config.params is not None:
+        requested(pipe.denoiser, removable(pipe.denoiser), config.params, None)
+    if config.block_steps is not None and config.block_steps < config.robust_steps:
+        raise ValueError(_too_few(config.block_steps, config.robust_steps))
+    if config.decoder_ratio and pipe.autoencoder is None:
+        raise ValueError("decoder_ratio: the pipeline has no autoencoder")
+    if config.steps is not None:
+        for steps in _stages(config.from_steps, config.steps):
+            rungs(pipe.scheduler, steps)
+
+
+def _too_few(steps: int, robust: int) -> str:
+    return (
+        f"block_steps={steps} are too few: robust training takes {robust}; lower robust_steps or "
+        "between_steps"
+    )
 
 
 @dataclass
@@ -197,18 +222,21 @@ def evolve(
     Raises:
         ValueError: the target cannot be met, or not within `block_steps`.
     """
-    training.robust(pipe.denoiser, config.robust_steps)
     names = [unit.name for unit in removable(pipe.denoiser)]
     inputs = task.example_inputs(config.batch_size)
     costs = block_costs(pipe.denoiser, names, inputs, config.clock)
+    least = 1 - sum(costs.blocks.values()) / costs.total
+    if config.latency is not None and config.latency < least:
+        raise ValueError(
+            f"latency={config.latency} cannot be met: {least:.3f} is left when every removable "
+            "block is gone"
+        )
+    training.robust(pipe.denoiser, config.robust_steps)
     pipe, notes = Evolution(config, judge_of(task, pipe, config), costs, training).run(pipe)
     if config.block_steps is not None:
         left = config.block_steps - training.done
         if left < 0:
-            raise ValueError(
-                f"block_steps={config.block_steps} are too few: robust training took "
-                f"{training.done}; lower robust_steps or between_steps"
-            )
+            raise ValueError(_too_few(config.block_steps, training.done))
         training(pipe.denoiser, denoising_loss, left)
         notes["plain_steps"] = left
     return pipe, notes
@@ -238,18 +266,16 @@ class Evolution:
         """Remove blocks until the target is met, then repeat some if that leaves it met.
 
         Raises:
-            ValueError: the target cannot be met, or additions are asked for without a latency.
+            ValueError: the target cannot be met.
         """
         config = self.config
-        if config.additions and config.latency is None:
-            raise ValueError("additions are paid for in latency: set latency")
         params = sum(p.numel() for p in pipe.denoiser.parameters())
         while not self._met(pipe, params):
             candidates = [unit for unit in removable(pipe.denoiser) if unit.params]
             if not candidates:
                 raise ValueError(
-                    f"the target cannot be met: {self.left:.3f} of the latency is left when every "
-                    "removable block is gone"
+                    "the target cannot be met: every removable block is gone, and "
+                    f"{self.left:.3f} of the latency is left"
                 )
             values = self.values(pipe.denoiser, candidates)
             for k in list(self.order(values))[: config.group]:
@@ -301,7 +327,9 @@ class Evolution:
 
     def _cost(self, name: str) -> float:
         """A copy costs what the block costs that it was made from."""
-        return self.costs.blocks[name.replace(".second", "")]
+        while name not in self.costs.blocks and name.endswith(".second"):
+            name = name.removesuffix(".second")
+        return self.costs.blocks[name]
 
     def _met(self, pipe: Pipeline, dense_params: int) -> bool:
         config = self.config
@@ -350,9 +378,7 @@ def distil_steps(
         ValueError: the steps are no power-of-two fraction of `from_steps`.
     """
     assert config.steps is not None
-    stages = halvings(config.from_steps, config.steps)
-    if not stages:
-        raise ValueError(f"steps={config.steps} is what from_steps is already: nothing to distil")
+    stages = _stages(config.from_steps, config.steps)
     teacher = task.dense.denoiser
     pruned = any(edit.get("part") != "autoencoder" for edit in pipe.edits)
     losses: dict[str, list[float]] = {}
@@ -368,6 +394,13 @@ def distil_steps(
         else:
             teacher = copy.deepcopy(pipe.denoiser).requires_grad_(False)
     return replace(pipe, steps=config.steps), {"losses": losses, "steps": config.steps}
+
+
+def _stages(from_steps: int, steps: int) -> list[int]:
+    stages = halvings(from_steps, steps)
+    if not stages:
+        raise ValueError(f"steps={steps} is what from_steps is already: nothing to distil")
+    return stages
 
 
 def _halve(

@@ -55,7 +55,7 @@ class Config:
 
     macs: float = 0.5  # convolution and linear MACs left, (0, 1]
     batch_size: int = 64  # calibration images
-    stride: int = 1  # every stride-th timestep; 1 is the paper's
+    stride: int = 4  # every stride-th timestep; 1 is the paper's
     images_per_pass: int = 1024  # of all timesteps that share a forward pass
     finetune_steps: int = 100  # optimizer steps of the retraining
     finetune_batch: int = 64

@@ -1,8 +1,8 @@
 """Which short cuts of importance scoring leave the selection as it is?
 
-`diff_pruning` in the full form (fp32, every timestep, 128 calibration images) and with one thing
-made cheaper at a time: the model under bf16 autocast, every 8th and every 25th timestep, 16 images,
-and all at once. What is compared are the kept channels. Another draw of the 128 images and their
+`diff_pruning` in the full form (fp32, every 4th timestep, 32 calibration images) and with one thing
+made cheaper at a time: the model under bf16 autocast, every 8th and every 25th timestep, 8 images,
+and all at once. What is compared are the kept channels. Another draw of the 32 images and their
 noise gives the yardstick: a selection is only known up to the data that it was made from, so a
 short cut that moves fewer channels than a redraw does costs nothing that can be told.
 

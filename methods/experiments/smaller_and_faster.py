@@ -55,7 +55,7 @@ class Config:
     steps: int = 8  # sampling steps after distillation
     from_steps: int = 25  # sampling steps of BK-SDM, and of the teacher as nearly as they divide
     train_steps: int = 120  # optimizer steps of every student, half of them for the distillation
-    judged: int = 1  # batches that blocks are chosen on
+    judged: int = 6  # batches that blocks are chosen on, as the method has it
     batch_size: int = 32
     learning_rate: float = 2e-4
 
@@ -98,10 +98,17 @@ def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Va
 def student(lab: Lab, bench: Bench, seed: int, config: Config, *, distilled: bool) -> Pipeline:
     """`smaller_faster_sd` with its training in two halves, or all of it before the distillation."""
     half = config.train_steps // 2
-    stage = Stage.of(
+    # Two stages, so that both students come from one removal.
+    removal = Stage.of(
         "smaller_faster_sd",
         params=config.params,
         judged=config.judged,
+        batch_size=config.batch_size,
+        retrain_steps=0,
+    )
+    training = Stage.of(
+        "smaller_faster_sd",
+        params=None,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         precision=lab.protocol.precision,
@@ -110,7 +117,7 @@ def student(lab: Lab, bench: Bench, seed: int, config: Config, *, distilled: boo
         steps=config.steps if distilled else None,
         from_steps=config.from_steps,
     )
-    return bench.compress((stage,), seed)[0]
+    return bench.compress((removal, training), seed)[0]
 
 
 def bk_sdm_small(lab: Lab, bench: Bench, seed: int, config: Config) -> Pipeline:

@@ -2,8 +2,9 @@
 
 A robustly trained base is shrunk to the same share of its measured latency in several orders:
 lowest value first, as Algorithm 1 has it; highest value first; in random order. All start from the
-same weights, use one latency table, and train as many optimizer steps on the same batches after
-each removal. Then images are drawn and denoisers timed, dense and pruned in turn.
+same weights, use one latency table, train robustly on the same batches after each removal, and
+train plainly until all have taken equally many optimizer steps. Then images are drawn and denoisers
+timed, dense and pruned in turn.
 
 The paper's quality is a CLIP score of drawn images, ours the error of single guided answers. So
 values can be taken once more from drawn images, by the log probability that a classifier gives to
@@ -33,6 +34,7 @@ from methods.harness.measure import count_params, time_denoisers
 from methods.harness.pipeline import Pipeline, Task
 from methods.harness.run import Bench
 from methods.harness.sample import DTYPES, Precision, sample
+from methods.harness.train import denoising_loss
 
 CARD = {
     "methods": ["snapfusion"],
@@ -65,8 +67,9 @@ class Config:
     task: Literal["fashion_t2i", "fashion_dit"] = "fashion_t2i"  # the base
     latency: float = 0.7  # of the dense denoiser's that may be left
     clock: Literal["measured", "macs"] = "measured"  # what a block costs
-    robust_steps: int = 100  # optimizer steps before the first removal
-    between_steps: int = 10  # robust optimizer steps after every removal
+    robust_steps: int = 80  # optimizer steps before the first removal
+    between_steps: int = 5  # robust optimizer steps after every removal
+    block_steps: int = 200  # optimizer steps of every order in all, the rest being plain training
     skip: float = 0.15  # probability that a block is left out
     batch_size: int = 32
     judged: int = 2  # batches of requests and noise that values come from
@@ -117,6 +120,10 @@ def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Va
             order(name, around),
         )
         pruned[name], _ = evolution.run(robust.private_copy())
+        left = config.block_steps - evolution.training.done
+        if left < 0:
+            raise ValueError(f"block_steps={config.block_steps}: {name} order took {-left} more")
+        evolution.training(pruned[name].denoiser, denoising_loss, left)
         _, quality = bench.quality(pruned[name], seed)
         rows.append(
             {
@@ -130,8 +137,8 @@ def rate(lab: Lab, bench: Bench, seed: int, config: Config) -> list[dict[str, Va
                 "mse": quality["mse_to_dense"],
             }
         )
-    left = latencies(bench, around, pruned)
-    return [row | {"latency": left[str(row["order"])]} for row in rows]
+    taken = latencies(bench, around, pruned)
+    return [row | {"latency": taken[str(row["order"])]} for row in rows]
 
 
 @dataclass(frozen=True)

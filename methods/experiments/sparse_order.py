@@ -65,7 +65,7 @@ class Config:
     batch_size: int = 32  # calibration images
     timesteps: int = 4  # random noise levels that each image is seen at
     held_out: int = 16  # images that layers are judged on, at as many levels
-    finetune_steps: int = 100  # optimizer steps of both ways to train on
+    finetune_steps: int = 50  # optimizer steps of both ways to train on
     finetune_batch: int = 64
 
 

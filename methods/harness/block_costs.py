@@ -1,5 +1,7 @@
 """What every block of a denoiser costs, once and for all: seconds measured, or MACs counted.
 
+Seconds are of one thread on a CPU, where other processes do not count, and of the wall on CUDA.
+
 SnapFusion (Li et al., NeurIPS 2023, arXiv 2306.00980, "Efficient UNet") decides with such a table
 instead of timing every candidate model anew.
 """
@@ -46,8 +48,9 @@ def block_costs(
 def _measured(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> BlockCosts:
     """Least of some rounds; all blocks are timed in the same passes as the whole."""
     device = next(model.parameters()).device
-    training = model.training
+    training, threads = model.training, torch.get_num_threads()
     model.eval()
+    torch.set_num_threads(1)  # a process's time adds up its threads
     spent: dict[str, list[float]] = {name: [] for name in ["", *names]}
     started: dict[str, float] = {}
 
@@ -81,5 +84,6 @@ def _measured(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any])
         for handle in handles:
             handle.remove()
         model.train(training)
+        torch.set_num_threads(threads)
     least = {name: min(found[1:]) for name, found in spent.items()}
     return BlockCosts(least.pop(""), least)

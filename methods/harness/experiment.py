@@ -131,13 +131,13 @@ class Lab:
     device: str = "cpu"
     protocol: Protocol = field(default_factory=Protocol)
     report: Report = lambda _: None
-    _benches: dict[str, Bench] = field(default_factory=dict)
+    used: dict[str, Bench] = field(default_factory=dict)  # by task, of what was asked for
 
     def bench(self, task: str) -> Bench:
         """The task's dense model, data and figures of quality; loaded once."""
-        if task not in self._benches:
-            self._benches[task] = Bench(task, self.protocol, device=self.device, report=self.report)
-        return self._benches[task]
+        if task not in self.used:
+            self.used[task] = Bench(task, self.protocol, device=self.device, report=self.report)
+        return self.used[task]
 
 
 def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, Any]:
@@ -151,7 +151,10 @@ def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, A
     described = registry.describe_experiment(name)
     module = registry.load_experiment(name)
     config = module.Config(**settings)
-    lab = replace(lab, seeds=lab.seeds[: getattr(module, "SEEDS", None)])
+    used = getattr(module, "SEEDS", None)
+    if used is None and len(lab.seeds) < 2:
+        raise ValueError(f"{name}: --seeds needs at least two, its intervals are over them")
+    lab = replace(lab, seeds=lab.seeds[:used])
     start = time.perf_counter()
     finding: Finding = module.investigate(lab, config)
     return {
@@ -178,6 +181,7 @@ def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, A
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **git_state(),
             "code_sha256": _code_sha256(name),
+            "bases": {task: bench.dense_sha256 for task, bench in sorted(lab.used.items())},
             "device": lab.device,
             "system": measure.system_info(),
         },

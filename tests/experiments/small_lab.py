@@ -69,4 +69,4 @@ def lab(folder: Path, monkeypatch, seeds=(0, 1), tasks=("fashion_unet",)) -> Lab
         monkeypatch.setitem(run.TASKS, task, run.TaskData(partial(splits, task), "random"))
         save_base({"fashion_unet": unet, "fashion_dit": dit}[task](), folder / task)
         benches[task] = Bench(task, PROTOCOL, model=str(folder / task))
-    return Lab(seeds=seeds, protocol=PROTOCOL, _benches=benches)
+    return Lab(seeds=seeds, protocol=PROTOCOL, used=benches)

@@ -46,7 +46,7 @@ def test_a_threshold_must_beat_both_rivals():
 def test_thresholds_at_small_size(tmp_path, monkeypatch):
     lab = small_lab.lab(tmp_path, monkeypatch)
     config = diff_pruning_threshold.Config(
-        batch_size=4, finetune_steps=2, finetune_batch=4, images_per_pass=16
+        batch_size=4, stride=1, finetune_steps=2, finetune_batch=4, images_per_pass=16
     )
     found = diff_pruning_threshold.investigate(lab, config)
     assert len(found.rows) == 5 * 2  # criteria, seeds

@@ -134,13 +134,20 @@ def test_value_order_at_small_size(tmp_path, monkeypatch):
         latency=0.9,
         robust_steps=2,
         between_steps=1,
+        block_steps=8,
         batch_size=2,
         judged=1,
         shown=2,
         sampling_steps=1,
         precision="fp32",
     )
+    trained = []
+    plain = snapfusion.retrain
+    monkeypatch.setattr(
+        snapfusion, "retrain", lambda *args: trained.append(args[2].steps) or plain(*args)
+    )
     found = snapfusion_value_order.investigate(lab, config)
+    assert sum(trained) == 2 * (2 + 4 * (8 - 2))  # robust once for all orders, then 8 for each
     assert len(found.rows) == 2 * 4 and json.dumps(found.rows)
     for row in found.rows:
         assert row["target"] <= 0.9 and row["removed"] >= 1 and row["params"] < 1

@@ -26,4 +26,4 @@ def lab(seeds=(0, 1)) -> Lab:
         "fashion_dit": TinyBench("fashion_dit", tiny.conditional("dit")),
         "fashion_t2i": TinyBench("fashion_t2i", tiny.conditional("t2i")),
     }
-    return Lab(seeds=seeds, _benches=benches)
+    return Lab(seeds=seeds, used=benches)

@@ -10,7 +10,9 @@ import pytest
 from kb import results
 from methods import registry
 from methods.harness import experiment
+from methods.harness.checkpoint import load_base
 from methods.harness.experiment import Column, Finding, Lab, paired, paired_logs
+from methods.harness.run import tensors_sha256
 
 COLUMNS = (Column("a", "A"), Column("b", "B", 2))
 
@@ -112,6 +114,27 @@ def test_a_record_is_written_and_read_back(one_experiment) -> None:
     path.rename(one_experiment / "other.json")
     with pytest.raises(results.ResultsError, match="rename"):
         results.experiments(one_experiment)
+
+
+def test_one_seed_is_refused_before_anything_runs(one_experiment, monkeypatch) -> None:
+    module = registry.load_experiment("adds_up")
+    monkeypatch.delattr(module, "SEEDS")
+    monkeypatch.setattr(registry, "load_experiment", lambda name: module)
+    monkeypatch.setattr(module, "investigate", lambda lab, config: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match="at least two"):
+        experiment.investigate("adds_up", Lab(seeds=(7,)), {})
+
+
+def test_committed_records_answer_what_the_code_asks() -> None:
+    """Their settings are the defaults and their models those that are shipped."""
+    shipped = {}
+    for found in results.experiments():
+        defaults = registry.describe_experiment(found.name).defaults
+        assert found.settings == defaults, found.name
+        for task, sha256 in found.provenance.bases.items():
+            if task not in shipped:
+                shipped[task] = tensors_sha256(load_base(task).denoiser)
+            assert sha256 == shipped[task], found.name
 
 
 def test_damaged_records_are_named(tmp_path) -> None:

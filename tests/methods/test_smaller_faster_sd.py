@@ -10,6 +10,7 @@ from torch import nn
 
 from methods import smaller_faster_sd as method
 from methods.harness import zoo
+from methods.harness.cost import metered
 from methods.harness.denoise import predict
 from methods.harness.depth import Unit, bypassed, drop, drop_units, removable, requested
 from methods.harness.distill import feature_pairs, recorded
@@ -312,6 +313,15 @@ def test_the_teacher_takes_whole_steps():
     for steps in (25, 17, 0):
         with pytest.raises(ValueError, match="at least twice"):
             method.teacher_stride(25, steps)
+
+
+@pytest.mark.parametrize(("steps", "message"), [(17, "at least twice"), (12, "do not contain")])
+def test_steps_that_cannot_be_taken_are_refused_before_anything_is_trained(steps, message):
+    pipe = build("dit")
+    config = method.Config(params=0.9, steps=steps, from_steps=25, **SHORT)
+    with metered(type(pipe.denoiser)) as spent, pytest.raises(ValueError, match=message):
+        method.compress(pipe.private_copy(), tiny.task(pipe), config)
+    assert spent.denoiser_calls == 0
 
 
 def test_distillation_sets_the_steps_and_leaves_the_blocks():

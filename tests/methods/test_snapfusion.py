@@ -123,6 +123,25 @@ def test_measured_costs_lie_within_the_whole_and_leave_no_hook():
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
+def test_measured_costs_are_of_one_thread():
+    """A process's time adds up its threads, so only with one is it a latency."""
+    threads = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            threads.append(torch.get_num_threads())
+            return x
+
+    model = nn.Sequential(nn.Linear(2, 2), Watched())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        block_costs.block_costs(model, ["0"], {"input": torch.zeros(1, 2)}, "measured")
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- values and evolution --------------------------------------------------------------------
 
 
@@ -202,14 +221,37 @@ def test_refusals():
     for changes, message in (
         ({}, "nothing is asked for"),
         ({"latency": 0.01}, "cannot be met"),
+        ({"params": 0.01}, "params=0.01 cannot be met"),
         ({"params": 0.9, "additions": 1}, "set latency"),
-        ({"latency": 0.7, "between_steps": 2, "block_steps": 3}, "too few: robust training took 4"),
-        ({"decoder_ratio": 0.5}, "no autoencoder"),
-        ({"steps": 6}, "cannot be reached from 16"),
-        ({"steps": 16}, "nothing to distil"),
+        ({"latency": 0.7, "robust_steps": 4, "block_steps": 3}, "too few: robust training takes 4"),
+        ({"latency": 0.7, "decoder_ratio": 0.5}, "no autoencoder"),
+        ({"latency": 0.7, "steps": 6}, "cannot be reached from 16"),
+        ({"latency": 0.7, "steps": 16}, "nothing to distil"),
+        ({"latency": 0.7, "from_steps": 24, "steps": 12}, "do not contain the 12"),
     ):
-        with pytest.raises(ValueError, match=message):
-            snapfusion.compress(pipe.private_copy(), around, replace(SMALL, **changes))
+        with (
+            metered(type(pipe.denoiser)) as spent,
+            pytest.raises(ValueError, match=message),
+        ):
+            config = replace(SMALL, **({"robust_steps": 2} | changes))
+            snapfusion.compress(pipe.private_copy(), around, config)
+        assert spent.optimizer_steps == 0, changes
+    late = replace(SMALL, latency=0.7, between_steps=2, block_steps=3)
+    with pytest.raises(ValueError, match="too few: robust training takes 4"):
+        snapfusion.compress(pipe.private_copy(), around, late)
+
+
+@pytest.mark.parametrize("kind", ["dit", "t2i"])
+def test_a_model_that_has_grown_can_be_shrunk_again(kind):
+    pipe = tiny.conditional(kind)
+    around = tiny.task(pipe)
+    grown, notes = snapfusion.compress(
+        pipe.private_copy(), around, replace(SMALL, latency=1.5, additions=1)
+    )
+    assert len(notes["blocks"]["repeated"]) == 1
+    shrunk, notes = snapfusion.compress(grown, around, replace(SMALL, latency=0.8))
+    assert notes["blocks"]["removed"]
+    assert [edit["op"] for edit in shrunk.edits][:2] == ["repeat", "drop"]
 
 
 def resnet_params(reads, gives, time=1280):
