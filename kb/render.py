@@ -10,6 +10,7 @@ import ast
 import io
 import json
 import re
+import textwrap
 import tokenize
 import types
 import typing
@@ -26,6 +27,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from markupsafe import Markup
 
 from kb import schema
+from kb.cards import card_of, command, label
 from kb.export import FILES, bibtex_entry, columns, llms_txt, venue
 from kb.files import replace_folder
 from kb.ledger import Reporting, comparable, reporting
@@ -33,10 +35,12 @@ from kb.recomputed import Recomputed, Verdict, by_row
 from kb.results import (
     Experiment,
     Table,
+    by_size,
     cells,
     claim,
     dense_first,
     headline,
+    labelled,
     protocol_line,
     rows_of,
 )
@@ -104,6 +108,18 @@ class Method:
         found = self.card.get("paper")
         return found if isinstance(found, str) else None
 
+    @property
+    def label(self) -> str:
+        """The name as pages show it: a reconstruction says so."""
+        return label(self.name, self.card)
+
+    @property
+    def command(self) -> str:
+        """The command that tries it, on as many lines as it needs."""
+        words = command(self.name, self.card).replace("--set ", "--set\0")  # stays with its value
+        lines = textwrap.wrap(words, 86, break_long_words=False, break_on_hyphens=False)
+        return " \\\n    ".join(lines).replace("\0", " ")
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -130,6 +146,8 @@ class Inputs:
     """Samples of one method beside the dense model's, by task and method."""
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     """What scripts/bench_kb.py and bench_links.py measured, from site/benchmarks.json."""
+    masks: Mapping[str, Any] = field(default_factory=dict)
+    """What scripts/bench_masks.py measured, from site/mask_benchmark.json."""
 
     @property
     def waiting(self) -> tuple[Method, ...]:
@@ -144,6 +162,15 @@ class Inputs:
     def method_of(self, paper: Paper) -> Method | None:
         """The method file that implements `paper`."""
         return next((m for m in self.methods if m.paper == paper.id), None)
+
+    def known_as(self, paper: Paper) -> str:
+        """The name that a work goes by: its method's where the title has none, else the title's."""
+        method = self.method_of(paper)
+        return str(method.card.get("known_as", "")) if method else ""
+
+    def name_of(self, paper: Paper) -> str:
+        """The short name of a work, or its title."""
+        return self.known_as(paper) or short_title(paper)
 
 
 def project(root: Path) -> Project:
@@ -175,14 +202,11 @@ def read_method(path: Path) -> Method:
         module = ast.parse(text)
     except SyntaxError as error:
         raise ValueError(f"{path.name}:{error.lineno}: not valid Python: {error.msg}") from error
-    card: Mapping[str, Any] = {}
     options: tuple[Option, ...] = ()
     for node in module.body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["CARD"]:
-            card = ast.literal_eval(node.value)
-        elif isinstance(node, ast.ClassDef) and node.name == "Config":
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
             options = _options(node, text)
-    return Method(path.stem, ast.get_docstring(module) or "", card, options)
+    return Method(path.stem, ast.get_docstring(module) or "", card_of(module), options)
 
 
 def _options(config: ast.ClassDef, text: str) -> tuple[Option, ...]:
@@ -251,6 +275,25 @@ def figure(text: str) -> Markup:
         if bracket
         else shown
     )
+
+
+def unbroken(text: str) -> Markup:
+    """A number that keeps its unit on its line."""
+    return Markup("&nbsp;").join(plain(part) for part in text.split(" ", 1))
+
+
+def small(text: str) -> Markup:
+    """An aside in a cell that does not break."""
+    return Markup('<small class="range">{}</small>').format(plain(text))
+
+
+MASK_BAR = 50  # milliseconds that the mask of a 3072 x 3072 layer may take
+
+
+def slow_masks(benchmark: Mapping[str, Any]) -> list[str]:
+    """Masks of site/mask_benchmark.json whose median misses the bar."""
+    masks = benchmark["masks"]
+    return [f"“{name}”" for name in masks if masks[name]["median_ms"] >= MASK_BAR]
 
 
 def term(value: Term | Metric, root: str = "../") -> Markup:
@@ -781,7 +824,9 @@ def environment(templates: Path) -> jinja2.Environment:
         code_cell=code_cell,
         code_label=code_label,
         commas=commas,
+        by_size=by_size,
         dense_first=dense_first,
+        labelled=labelled,
         doc_blocks=doc_blocks,
         field_rows=field_rows,
         heading=heading,
@@ -793,6 +838,10 @@ def environment(templates: Path) -> jinja2.Environment:
         read_for_gaps=read_for_gaps,
         reporting_cell=reporting_cell,
         rules=rules_by_noun,
+        mask_bar=MASK_BAR,
+        slow_masks=slow_masks,
+        small=small,
+        unbroken=unbroken,
         doc_text=_doc_text,
         gaps=gaps,
         number=number,
@@ -805,7 +854,6 @@ def environment(templates: Path) -> jinja2.Environment:
         result_claim=claim,
         result_protocol=protocol_line,
         row_source=row_source,
-        short_title=short_title,
         source=source,
         sparsity=sparsity,
         speed_needs=speed_needs,
@@ -863,6 +911,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "families": {s: families(literature, s) for s in Section},
         "method_of": {m.paper: m for m in inputs.methods if m.paper},
         "results": inputs.results,
+        "name_of": inputs.name_of,
         "measured": inputs.measured,
         "benchmarks": inputs.benchmarks,
         "recomputed": by_row(inputs.recomputed),

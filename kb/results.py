@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kb.cards import RECONSTRUCTION, reconstructions
+
 ROOT = Path(__file__).resolve().parents[1] / "methods" / "results"
 EXPERIMENTS = ROOT / "experiments"
 SAME_SIZE = 0.02  # rows whose size differs by at most this fraction of dense are compared
 # What rows may be equal in; only rows of equal MACs are ranked.
 EQUAL = {"macs_fraction": "MACs", "params_fraction": "parameters"}
 CONFIDENCE = 0.95
-# What a paired comparison is drawn for, as it is called, and whether more of it is better.
+# What a paired comparison is drawn for: as it is called, whether more of it is better, its unit.
 COMPARED = {
-    "frechet": ("Fréchet distance", False),
-    "kernel": ("kernel distance", False),
-    "as_asked": ("images as asked", True),
+    "frechet": ("Fréchet distance", False, "in Fréchet distance"),
+    "kernel": ("kernel distance", False, "in kernel distance"),
+    "as_asked": ("images as asked", True, "of all images"),
 }
+# Sizes that tables group their rows by, of the dense model's MACs; the others stand apart.
+SIZES = (0.75, 0.5)
+_OTHER, _ZEROS = "other sizes", "zeros, all MACs"
 _RANKED = "frechet"
 RECOVERY = "finetune"  # the plain one, which tables show as a number of steps
 _RECOVERIES = frozenset({"finetune", "distill"})
@@ -295,7 +301,16 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("recipe", "method", "methods in the order in which they were applied, with what was changed"),
     ("seeds", "seeds", "number of runs, each with its own noise, batches and random scores"),
     ("macs_fraction", "MACs left", "convolution and linear MACs, of the dense model's; achieved"),
-    ("params", "params", "parameters of the denoiser, zeros included"),
+    (
+        "macs_with_attention_fraction",
+        "with attention",
+        "the same with the two matrix products of attention counted on both sides",
+    ),
+    (
+        "params",
+        "params",
+        "parameters of the denoiser, zeros included: mean, (least–most) where seeds differ",
+    ),
     ("nonzero_fraction", "non-zero", "parameters that are not zero, of the dense model's"),
     ("optimizer_steps", "retraining", "optimizer steps that moved weights, in the whole recipe"),
     (
@@ -338,8 +353,10 @@ def tabulate(found: Sequence[Record]) -> Table:
     for record in found:
         by_slug.setdefault(record.slug, []).append(record)
     rows = [_row(group) for group in by_slug.values()]
-    shared = _drop_shared(rows)
+    shared = [labelled(note) for note in _drop_shared(rows)]
     _tell_apart(rows)
+    for row in rows:
+        row["recipe"] = labelled(row["recipe"])
     rows.sort(key=lambda r: (r["optimizer_steps"], -r["macs_fraction"], r["method"], r["slug"]))
     comparisons = _comparisons(rows, by_slug)
     _rank(rows, comparisons)
@@ -392,19 +409,28 @@ def _row(group: Sequence[Record]) -> Table:
     dense = first.size.dense
     method, request = _request(first)
     gain = _spread(_decisive(record.latency) for record in group)
+    macs = _spread(record.macs_fraction for record in group)
+    params = _spread(record.size.params for record in group)
+    steps = _spread(record.optimizer_steps for record in group)
     return {
         "slug": first.slug,
         "recipe": _label(first),
         "method": method,
         "request": request,
         "seeds": [record.seed for record in group],
-        "macs_fraction": statistics.fmean(record.macs_fraction for record in group),
-        "macs": first.size.macs,
-        "params": first.size.params,
-        "params_fraction": first.size.params / dense.params,
+        "macs_fraction": macs["mean"],
+        "macs_fraction_range": [macs["min"], macs["max"]],
+        "macs_with_attention_fraction": statistics.fmean(
+            r.size.macs_with_attention / dense.macs_with_attention for r in group
+        ),
+        "macs": round(statistics.fmean(record.size.macs for record in group)),
+        "params": round(params["mean"]),
+        "params_range": [params["min"], params["max"]],
+        "params_fraction": params["mean"] / dense.params,
         "nonzero_fraction": statistics.fmean(r.size.nonzero_params / dense.params for r in group),
-        "weight_bytes": first.size.weight_bytes,
-        "optimizer_steps": first.optimizer_steps,
+        "weight_bytes": round(statistics.fmean(record.size.weight_bytes for record in group)),
+        "optimizer_steps": round(steps["mean"]),
+        "optimizer_steps_range": [steps["min"], steps["max"]],
         "frechet": _spread(record.quality.frechet for record in group),
         "kernel": _spread(record.quality.kernel for record in group),
         "kernel_standard_error": statistics.fmean(r.quality.kernel_standard_error for r in group),
@@ -413,7 +439,7 @@ def _row(group: Sequence[Record]) -> Table:
         "mse": _spread(record.quality.mse_to_dense for record in group),
         "speedup": gain,
         "speedup_wall": _spread(record.latency.speedup_wall for record in group),
-        "no_faster": first.macs_fraction < 1 and gain["mean"] < _FASTER,
+        "no_faster": macs["mean"] < 1 and gain["mean"] < _FASTER,
         "peak_memory_fraction": statistics.fmean(
             record.memory.peak_bytes / record.memory.dense_peak_bytes for record in group
         ),
@@ -521,8 +547,16 @@ def _tell_apart(rows: Sequence[Table]) -> None:
                 row["recipe"] = row["slug"]
 
 
+def labelled(text: str) -> str:
+    """`text` with every reconstruction that it names, alone or in a slug, marked as one."""
+    names = "|".join(sorted(reconstructions()))
+    if not names:
+        return text
+    return re.sub(rf"\b((?:{names})(?:-[^\s:,;]*)?)(?![\w-])", rf"\1 {RECONSTRUCTION}", text)
+
+
 def size_cell(row: Table) -> str:
-    """MACs left, as a cell shows them."""
+    """MACs left, the mean over seeds, in words."""
     return f"{100 * row['macs_fraction']:.1f} %"
 
 
@@ -544,7 +578,39 @@ def headline(table: Table) -> list[Table]:
         kept = last.setdefault(row["method"], row)
         if _depth(row) > _depth(kept):
             last[row["method"]] = row
-    return sorted(last.values(), key=lambda row: (row["slug"] != "dense", row["frechet"]["mean"]))
+    return [row for _, rows in by_size(list(last.values())) for row in rows]
+
+
+def by_size(rows: Sequence[Table]) -> list[tuple[str, list[Table]]]:
+    """Rows with a heading for each group in which an order by quality means something.
+
+    Dense first, under no heading; then rows of the sizes that are asked for, of other sizes, and
+    those whose zeros save no MACs.
+    """
+    sized = {size: f"{100 * size:.0f} % of MACs" for size in SIZES}
+    groups: dict[str, list[Table]] = {n: [] for n in ("", *sized.values(), _OTHER, _ZEROS)}
+    for row in rows:
+        near = (name for s, name in sized.items() if abs(row["macs_fraction"] - s) <= SAME_SIZE)
+        name = _ZEROS if _zeroed(row) else next(near, _OTHER)
+        groups["" if row["slug"] == "dense" else name].append(row)
+    return [(name, _in_order(found)) for name, found in groups.items() if found]
+
+
+def _in_order(rows: Sequence[Table]) -> list[Table]:
+    """From the largest to the smallest; rows of nearly equal MACs by their Fréchet distance."""
+    sizes: list[list[Table]] = []
+    for row in sorted(rows, key=lambda r: -r["macs_fraction"]):
+        if sizes and sizes[-1][0]["macs_fraction"] - row["macs_fraction"] <= 2 * SAME_SIZE:
+            sizes[-1].append(row)
+        else:
+            sizes.append([row])
+    return [r for alike in sizes for r in sorted(alike, key=lambda r: r["frechet"]["mean"])]
+
+
+def _zeroed(row: Table) -> bool:
+    """Whether weights are zero in tensors of their old shape."""
+    holes = bool(row["nonzero_fraction"] < row["params_fraction"] - 0.01)
+    return holes and bool(row["macs_fraction"] > 0.999)
 
 
 def dense_first(table: Table, rows: Sequence[Table]) -> list[Table]:
@@ -711,11 +777,7 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     if stuck:
         names = (f"{row['recipe']} at {size_cell(row)}" for row in stuck)
         notes.append("Fewer MACs but no faster (!): " + "; ".join(dict.fromkeys(names)) + ".")
-    zeroed = [
-        row["recipe"]
-        for row in rows
-        if row["nonzero_fraction"] < row["params_fraction"] - 0.01 and row["macs_fraction"] > 0.999
-    ]
+    zeroed = [row["recipe"] for row in rows if _zeroed(row)]
     if zeroed:
         notes.append(
             "Zeros in dense tensors save neither MACs nor time: "
@@ -745,10 +807,13 @@ def cells(row: Table) -> dict[str, str]:
     return {
         "recipe": row["recipe"],
         "seeds": str(len(row["seeds"])),
-        "macs_fraction": size_cell(row),
-        "params": f"{row['params'] / 1e6:.2f} M",
+        "macs_fraction": _ranged(size_cell(row), row["macs_fraction_range"], "{:.1f}", 100),
+        "macs_with_attention_fraction": f"{100 * row['macs_with_attention_fraction']:.1f} %",
+        "params": _ranged(f"{row['params'] / 1e6:.2f} M", row["params_range"], "{:.2f}", 1e-6),
         "nonzero_fraction": f"{100 * row['nonzero_fraction']:.1f} %",
-        "optimizer_steps": str(row["optimizer_steps"]),
+        "optimizer_steps": _ranged(
+            str(row["optimizer_steps"]), row["optimizer_steps_range"], "{:.0f}", 1
+        ),
         "frechet": _figure(row["frechet"]),
         "kernel": _figure(row["kernel"]),
         **({} if asked is None else {"agreement": _figure(asked)}),
@@ -757,6 +822,12 @@ def cells(row: Table) -> dict[str, str]:
         "cost_seconds": f"{row['cost_seconds']:.1f}",
         "rank": row["rank"] or "–",
     }
+
+
+def _ranged(mean: str, ends: Sequence[float], form: str, scale: float) -> str:
+    """The mean alone, or with the least and the most over seeds where they read differently."""
+    low, high = (form.format(scale * end) for end in ends)
+    return mean if low == high else f"{mean} ({low}–{high})"
 
 
 def _figure(spread: Table) -> str:
@@ -773,29 +844,36 @@ def _figure(spread: Table) -> str:
 def protocol_line(protocol: Table) -> str:
     """The protocol in one sentence."""
     features, reference = protocol.get("features", {}), protocol.get("reference", {})
+    weight = protocol.get("guidance")  # none where nothing can be asked for
+    guided = "" if weight is None else f" at guidance weight {weight:g}"
     return (
-        f"{protocol.get('samples')} samples, {protocol.get('sampler')}, {protocol.get('steps')} "
-        f"sampling steps, {protocol.get('precision')}; features {features.get('network')} "
-        f"(sha256 {str(features.get('weights_sha256'))[:12]}…) at {features.get('input_size')} "
-        f"pixels; reference: {reference.get('size')} {reference.get('set')}"
+        f"{protocol.get('samples')} samples{guided}, {protocol.get('sampler')}, "
+        f"{protocol.get('steps')} sampling steps, {protocol.get('precision')}; "
+        f"features {features.get('network')} (sha256 {str(features.get('weights_sha256'))[:12]}…) "
+        f"at {features.get('input_size')} pixels; "
+        f"reference: {reference.get('size')} {reference.get('set')}"
     )
 
 
 def claim(pair: Table) -> str:
-    """One comparison as a sentence."""
-    interval = pair["interval"]
-    numbers = f"difference {pair['difference']:.4g}"
+    """One comparison as a sentence; the difference is the first minus the second that it names."""
+    by, _, unit = COMPARED[pair["metric"]]
+    turned = pair["better"] == "b"  # then b is named first
+    difference, interval = pair["difference"], pair["interval"]
+    if turned:
+        difference = -difference
+        interval = [-end for end in reversed(interval)]
+    numbers = f"first minus second: {difference:.4g} {unit}"
     if interval:
         numbers += f", {CONFIDENCE:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     numbers += f", n={len(pair['seeds'])}"
-    by = COMPARED[pair["metric"]][0]
     where = f"At {100 * pair[pair['equal']]:.0f} % of {EQUAL[pair['equal']]}"
     if pair["optimizer_steps"]:
         where += f" and {pair['optimizer_steps']} steps of retraining"
     a, b = pair["a_label"], pair["b_label"]
     if pair["better"] == "tie":
         return f"{where}, by {by}: {a} and {b} tie ({numbers})"
-    first, second = (a, b) if pair["better"] == "a" else (b, a)
+    first, second = (b, a) if turned else (a, b)
     return f"{where}, by {by}: {first} is better than {second} ({numbers})"
 
 

@@ -376,7 +376,7 @@ class ReportItem(Term):
     LATENCY = "latency", "Time on a named device."
     MEMORY = "memory", "Peak memory of sampling or of pruning."
     SEEDS = "seeds", "Spread over repeated runs."
-    FID_SAMPLES = "fid-samples", "How many samples a Frechet distance rests on."
+    FID_SAMPLES = "fid-samples", "How many samples a Fréchet distance rests on."
     CODE = "code", "Code that can be run."
 
 
@@ -467,10 +467,10 @@ class Metric(StrEnum):
         ]
         return schema
 
-    FID = "fid", "Frechet Inception distance.", "lower", 0, 1000, {"1": 1}
-    SFID = "sfid", "Frechet distance of spatial features.", "lower", 0, 1000, {"1": 1}
-    FVD = "fvd", "Frechet video distance.", "lower", 0, 10000, {"1": 1}
-    FAD = "fad", "Frechet audio distance.", "lower", 0, 1000, {"1": 1}
+    FID = "fid", "Fréchet Inception distance.", "lower", 0, 1000, {"1": 1}
+    SFID = "sfid", "Fréchet distance of spatial features.", "lower", 0, 1000, {"1": 1}
+    FVD = "fvd", "Fréchet video distance.", "lower", 0, 10000, {"1": 1}
+    FAD = "fad", "Fréchet audio distance.", "lower", 0, 1000, {"1": 1}
     KL = "kl", "Divergence of classifier outputs (audio).", "lower", 0, 100, {"1": 1}
     KID = "kid", "Kernel Inception distance.", "lower", -1, 10, {"1": 1, "x1000": 1e-3}
     CMMD = "cmmd", "Maximum mean discrepancy of CLIP features.", "lower", -1, 100, {"1": 1}
@@ -780,7 +780,7 @@ class Protocol(Record):
     reference_set: Line | None = None
     """Real images that the samples are compared with."""
     fid_implementation: Line | None = None
-    """Program that computed the Frechet distance."""
+    """Program that computed the Fréchet distance."""
     batch: Count | None = None
     """Batch size of a speed or memory measurement."""
     retraining: Line | None = None

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
+from kb.cards import command
 from methods import registry
 
 if TYPE_CHECKING:  # torch takes seconds to import: only commands that compute load it
@@ -30,9 +31,10 @@ app = typer.Typer(
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "build" / "results"  # what `run` writes, unless it is told where
 FAILURE, BAD_USAGE, INTERRUPTED = 1, 2, 130
 _TRACEBACK = "METHODS_TRACEBACK"
-_WIDE = 150  # columns of a table that is printed into a file or a pipe
+_WIDE = 176  # columns of a table that is printed into a file or a pipe
 
 T = TypeVar("T", int, float)
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output")]
@@ -68,7 +70,7 @@ def list_methods(as_json: JsonOption = False) -> None:
     for method in found:
         card = method.card
         words = (card.get("paper"), card.get("granularity"), ", ".join(card["tasks"]))
-        table.add_row(method.name, *(word or "–" for word in words), method.describes)
+        table.add_row(method.label, *(word or "–" for word in words), method.describes)
     console().print(table)
 
 
@@ -89,7 +91,10 @@ def run(
     latency_device: LatencyDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recipe, measure it, write one result and one loadable model."""
+    """Run a recipe, measure it, write one result and one loadable model.
+
+    Both go to build/results/TASK/RECIPE/SEED, or to --out; committed results are left alone.
+    """
     with usage_errors():
         recipe = registry.build_recipe(methods, assignments or [])
         registry.check_task(task, methods)
@@ -98,13 +103,9 @@ def run(
 
     with usage_errors():
         check_device(device, latency_device)
-        protocol, standard = _protocol(
-            samples, steps, reference, precision, latency_device=latency_device
-        )
-    folder = out if out is not None else harness.run_folder(harness.RUNS, task, recipe, seed)
+        protocol, _ = _protocol(samples, steps, reference, precision, latency_device=latency_device)
+    folder = out if out is not None else harness.run_folder(RUN, task, recipe, seed)
     path = folder / "result.json"
-    if out is None and standard and model is None:
-        path = harness.record_path(harness.RESULTS, task, recipe, seed)
     say(f"{registry.slug(recipe)} on {task}, seed {seed}")
     bench = harness.Bench(task, protocol, model=model, device=device, report=say)
     record = None
@@ -150,7 +151,10 @@ def compare(
     latency_device: LatencyDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run methods at several sizes and seeds; what is on disk already is not run again."""
+    """Run methods at several sizes and seeds; what is on disk already is not run again.
+
+    All goes to build/comparison, or to --out; committed results are left alone.
+    """
     with usage_errors():
         if quick and (macs or params or ratios or methods or seeds != "0" or finetune_steps != "0"):
             raise ValueError("--quick fixes methods, sizes, seeds and retraining: leave them out")
@@ -170,7 +174,7 @@ def compare(
 
     with usage_errors():
         check_device(device, latency_device)
-        protocol, standard = _protocol(
+        protocol, _ = _protocol(
             samples, steps, reference, precision, latency_device=latency_device, quick=quick
         )
         sweep = (
@@ -183,17 +187,12 @@ def compare(
         if quick and assignments:
             raise ValueError("--quick fixes the settings: leave --set out")
         sweep.recipes()
-    if out is not None or quick:
-        places = harness.Places.under(out or harness.QUICK)
-    elif standard and model is None:
-        places = harness.Places.standard()
-    else:
-        places = harness.Places.under(harness.COMPARISON)
+    places = harness.Places.under(out or (harness.QUICK if quick else harness.COMPARISON))
     with progress(quiet=as_json) as (moved, said):
         bench = Bench(task, protocol, model=model, device=device, report=said)
         outcome = harness.run_sweep(bench, sweep, places, same_code=quick, progress=moved, warn=say)
     table = harness.sweep_table(sweep, places)
-    committed = _committed(task) if model is None and places != places.standard() else None
+    committed = _committed(task) if model is None else None
     harness.write_report(sweep, places, table, outcome.failures, committed=committed)
     say(f"{outcome.done} measured, {outcome.skipped} kept, {len(outcome.failures)} failed")
     if as_json:
@@ -201,7 +200,7 @@ def compare(
     else:
         show(table)
         if committed is not None:
-            console().print("\nCommitted results (other protocol, not measured now):\n")
+            console().print("\nCommitted results (not measured now):\n")
             show(committed)
     say(f"report: {shown(places.report / 'report.html')}")
     if outcome.failures:
@@ -510,6 +509,7 @@ def _method_json(method: registry.Method) -> dict[str, Any]:
         "name": method.name,
         "describes": method.describes,
         **method.card,
+        "command": command(method.name, method.card),
         "settings": settings,
     }
 

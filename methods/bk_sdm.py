@@ -6,13 +6,19 @@ pairs of every up stage. Small: the middle block too. Tiny: the lowest-resolutio
 with the samplers that lead there and back. What stays keeps its weights: a student's first and
 last up layers are the teacher's first and third.
 
+Tiny needs a U-Net whose last two stages are equally wide, as those of Stable Diffusion 1 and 2 are:
+without the lowest stage, the one above it feeds an up part that was built for the lowest stage's
+width. `fashion_t2i` has 80 and 96 channels there and takes base and small only.
+
 Training with output and feature distillation is the recipe step behind it: `run bk_sdm distill`.
 
 Differs from the paper in: nothing of the architecture (the sizes of the six published models come
 out of this code path, to the parameter); removed layers leave stand-ins without parameters, so
 that the names of the others stay.
 
-Expect: `python -m methods run bk_sdm distill --task fashion_t2i`.
+Expect: `python -m methods run bk_sdm --task fashion_t2i`. It is a row of `python -m methods table
+--task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
+Training with distillation, as the paper does, costs more: `run bk_sdm distill`.
 """
 
 from __future__ import annotations
@@ -40,11 +46,15 @@ LAYERS_PER_BLOCK = 2  # what the published lists are written for
 class Config:
     """One of the paper's three sizes."""
 
-    size: Literal["base", "small", "tiny"] = "base"
+    size: Literal["base", "small", "tiny"] = "base"  # tiny: last two stages equally wide
 
 
 def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Notes]:
-    """Drop the listed layers; needs no data."""
+    """Drop the listed layers; needs no data.
+
+    Raises:
+        ValueError: as `removed_pairs`, or size is tiny and the last two stages differ in width.
+    """
     names = removed_pairs(pipe.denoiser)
     pipe = drop(pipe, names)
     if config.size in ("small", "tiny"):

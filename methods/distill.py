@@ -7,13 +7,18 @@ arXiv 2404.11098) divides every feature term by the teacher's (`normalise`): "sq
 reading of "normalised by the L2 norm of teacher feature maps"; whether its square is meant is not
 public, so "norm" can be chosen.
 
-Feature points: U-Net stages, DiT blocks; a point whose width was pruned is left out. Weights that
-an earlier step set to zero stay zero.
+Feature points: U-Net stages (before the sampler, at the last transformer's `proj_out`, where the
+student lost it, as in BK-SDM-Tiny), DiT blocks. A point whose width was pruned is left out, and the
+notes name it; where all were, answers alone are learned from. Weights that an earlier step set to
+zero stay zero.
 
 Differs from the papers in: AdamW with warm-up, cosine decay and averaged weights, as `finetune`, so
 that a table compares losses and not schedules.
 
-Expect: about a third more time per optimizer step than `finetune` (the teacher's forward pass).
+Expect: `python -m methods run laptop_diff distill --task fashion_t2i --set laptop_diff.params=0.5
+--set distill.steps=100 --set distill.batch_size=32 --set distill.normalise=squared`. It is a row of
+`python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost and scores
+with their spread. A step costs more than one of `finetune` by the teacher's forward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .harness.distill import Distillation, feature_pairs
+from .harness.distill import Distillation, Fit
 from .harness.masks import apply_masks, kept_zero, zero_masks
 from .harness.pipeline import Notes, Pipeline, Task
 from .harness.train import Recipe, retrain
@@ -32,6 +37,13 @@ CARD = {
     "unit": None,
     "role": "recovery",
     "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
+    "recipe": ("laptop_diff", "distill"),
+    "try": (
+        "laptop_diff.params=0.5",
+        "distill.steps=100",
+        "distill.batch_size=32",
+        "distill.normalise=squared",
+    ),
 }
 
 
@@ -71,5 +83,10 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     batches = task.training_batches(config.batch_size)
     losses = retrain(pipe.denoiser, batches, recipe, kept_zero(objective, masks))
     apply_masks(pipe.denoiser, masks)
-    pairs = feature_pairs(task.dense.denoiser, pipe.denoiser)
-    return pipe, {"losses": losses, "feature_points": pairs, "masked_tensors": len(masks)}
+    points = objective.points or Fit({}, {})
+    return pipe, {
+        "losses": losses,
+        "feature_points": points.used,
+        "feature_points_left_out": points.left_out,
+        "masked_tensors": len(masks),
+    }

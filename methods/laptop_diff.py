@@ -12,7 +12,9 @@ Differs from the paper in: no code is public and the full text was not at hand, 
 calibration samples, the granularity for SDXL and the exact solver are our choices; the mean square
 is taken per element. Notes hold the damage that the sum predicts and the one that was measured.
 
-Expect: one denoiser call per layer and calibration batch.
+Expect: `python -m methods run laptop_diff --task fashion_t2i --set laptop_diff.params=0.5`. It is a
+row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost and
+scores with their spread. Scoring takes one denoiser call per layer and calibration batch.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ CARD = {
     "unit": "layer",
     "role": "method",
     "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
+    "try": ("laptop_diff.params=0.5",),
 }
 
 

@@ -21,9 +21,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kb import cards
+
 FOLDER = Path(__file__).resolve().parent
 EXPERIMENTS = FOLDER / "experiments"
 _NOT_METHODS = {"__init__", "__main__", "registry"}
+# What a method's CARD may hold: `try` are METHOD.KEY=VALUE that make its command a row of the
+# standard comparison, `recipe` the methods of that command where it is not the method alone.
+_METHOD_CARD = {"paper", "granularity", "unit", "role", "tasks"}
+_METHOD_CARD |= {"try", "recipe", "known_as", "reconstruction"}
 _EXPERIMENT_CARD = {"methods", "task", "bar", "source"}
 _SCALARS = ("int", "float", "bool", "str")
 # The two requests that all channel methods share; other limits are each method's own.
@@ -69,6 +75,16 @@ class Method:
     describes: str
     card: Mapping[str, Any]
     settings: tuple[Setting, ...]
+
+    @property
+    def reconstruction(self) -> bool:
+        """Built from less than the paper, which every page and table must say."""
+        return bool(self.card.get("reconstruction"))
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown."""
+        return cards.label(self.name, self.card)
 
     @property
     def defaults(self) -> Settings:
@@ -160,6 +176,10 @@ def describe(name: str) -> Method:
     method = _read(FOLDER / f"{name}.py")
     if not isinstance(method.card.get("tasks"), list):
         raise ValueError(f"methods/{name}.py needs a CARD with a list of tasks")
+    odd = sorted(method.card.keys() - _METHOD_CARD)
+    if odd:
+        known = ", ".join(sorted(_METHOD_CARD))
+        raise ValueError(f"methods/{name}.py: CARD holds {', '.join(odd)}; known: {known}")
     return method
 
 

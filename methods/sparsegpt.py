@@ -16,8 +16,13 @@ int(block * ratio) weights go per block, ties by index; layers are calibrated in
 of execution, each with the stages before it pruned (1: all at once on dense inputs). First and
 last convolution and time embedding stay dense.
 
-Expect: `python -m methods run sparsegpt --task fashion_unet`; memory for one columns x columns
-matrix per layer of a stage. Neither MACs nor time on dense hardware change.
+On a DiT every block's norm1 (timestep MLP and adaLN) stays dense too: 41 % of the parameters of
+`fashion_dit`, of all of which a ratio of 0.5 zeroes 28.5 %.
+
+Expect: `python -m methods run sparsegpt --task fashion_t2i`. It is a row of `python -m methods
+table --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
+Memory for one columns x columns matrix per layer of a stage. Neither MACs nor time on dense
+hardware change.
 """
 
 from __future__ import annotations
@@ -111,15 +116,18 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     """The pruned, compensated weight (out, columns) and its mask; hessian is (columns, columns).
 
+    Columns that never see an input are cleared whole, and so masked, beside what the pattern takes;
+    a pattern that takes nothing leaves the weight as it is.
+
     Raises:
         ValueError: the Hessian is not finite or not positive after damping, naming the layer.
     """
     weight = weight.clone()
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if pattern in (Unstructured(0.0), Unstructured(0.0, per="row")):
+    if pattern.n == pattern.m if isinstance(pattern, NOfM) else pattern.ratio == 0.0:
         return weight, mask
     upper, dead = _inverse_factor(hessian, damp, name)
-    weight[:, dead] = 0.0  # a column that never sees an input
+    weight[:, dead] = 0.0
     run = pattern.m if isinstance(pattern, NOfM) else 1
     block = max(run, block - block % run)
     for start in range(0, weight.shape[1], block):
@@ -136,6 +144,7 @@ def solve(
             errors[:, j] = part[:, j] * mask[:, start + j] / diagonal[j]
             part[:, j:] -= errors[:, j, None] * upper[start + j, start + j : end]
         weight[:, end:] -= errors @ upper[start:end, end:]
+    mask[:, dead] = True
     return weight.masked_fill_(mask, 0.0), mask
 
 

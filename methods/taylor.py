@@ -10,7 +10,10 @@ program has it ("multivariable"): terms of opposite sign cancel inside a slice. 
 Differs from the program in: `stride` can skip timesteps (1 is theirs); timesteps of small batches
 share a forward pass.
 
-Expect: as `diff_pruning` with threshold 0, at the same cost.
+Expect: `python -m methods run taylor --task fashion_t2i --set taylor.macs=0.5 --set
+taylor.batch_size=32 --set taylor.stride=10`. It is a row of `python -m methods table --task
+fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. As
+`diff_pruning` with threshold 0, at the same cost.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ CARD = {
     "unit": "channel",
     "role": "baseline",
     "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
+    "try": ("taylor.macs=0.5", "taylor.batch_size=32", "taylor.stride=10"),
 }
 
 SCORE = GroupScore(lambda w, g: taylor_terms(w, g).sum(dim=1).abs())

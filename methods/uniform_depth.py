@@ -11,7 +11,10 @@ et al., CVPR 2025, arXiv 2412.01199, compare with fixed patterns). Two rules mak
 The first such set that meets the request goes whole: none of it is spared again, so that early and
 late layers are treated alike, at the price of removing about one layer too much.
 
-Expect: fewer parameters and MACs in proportion, and time with them, since whole layers go.
+Expect: `python -m methods run uniform_depth --task fashion_t2i --set uniform_depth.params=0.5`. It
+is a row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost
+and scores with their spread. Fewer parameters and MACs in proportion, and time with them, since
+whole layers go.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ CARD = {
     "unit": "layer",
     "role": "baseline",
     "tasks": ["fashion_unet", "fashion_dit", "fashion_t2i"],
+    "try": ("uniform_depth.params=0.5",),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from methods.harness.features import FEATURE_PROTOCOL, lite0_features
 from methods.harness.garments import held_out
 from methods.harness.sample import sample, write_grid
 
+LOG = "training_log.jsonl"
 CARD = """---
 license: mit
 library_name: diffusers
@@ -52,15 +52,20 @@ trained on and are the reference of every Frechet distance.{data}
 
 ## Recipe
 
-`python scripts/train_base.py {name} --steps {optimizer_steps} --batch-size {batch}`
+```
+{commands}
+```
 
-{loss}, AdamW, {optimizer_steps:,} optimizer steps of {batch} images ({images:,} images seen),
-linear warm-up, cosine decay, gradient norm clipped to 1, averaged weights (EMA), bf16 autocast.
-{minutes:.0f} minutes on shared CPU cores; every 50th step is in `training_log.jsonl`. {remark}
+{loss}, AdamW at a rate of {learning_rate:g}, {optimizer_steps:,} optimizer steps of {batch} images
+({images:,} images seen), linear warm-up, cosine decay over the second half, gradient norm clipped
+to 1, averaged weights (EMA), bf16 autocast. {minutes:.0f} minutes on shared CPU cores; every 50th
+step is in `training_log.jsonl`.{remark}
 
 ![loss](loss.png)
 
 ## Quality
+
+Measured on {date}, commit {commit}, seed {seed}.
 
 | set | Frechet distance to the test images | kernel distance |
 | --- | --- | --- |
@@ -148,14 +153,19 @@ def main(
     seed: int = 0,
     remark: Annotated[str, typer.Option(help="a sentence on how the training went")] = "",
     shipped: Annotated[bool, typer.Option(help="measure models/NAME again as it is")] = False,
+    words: Annotated[
+        bool, typer.Option(help="README.md again from card.json; no measuring")
+    ] = False,
 ) -> None:
     """Turn the trained state in build/train into models/NAME, measured."""
     if name not in zoo.BASES:
         raise typer.BadParameter(f"unknown base {name!r}; known: {', '.join(zoo.BASES)}")
     folder = zoo.BASES[name].folder
+    if words:
+        _write(folder, _read(folder) | _training(journal.read(folder / LOG)))
+        return
     if shipped:
-        before = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        remark = remark or before["remark"]
+        remark = remark or _read(folder)["remark"]
     else:
         _adopt(name, folder)
 
@@ -167,43 +177,82 @@ def main(
     training = bench.splits.train.take(torch.arange(samples))
     drawn, real = lite0_features(images), lite0_features(training)
     macs = measure.count_macs(bench.dense.denoiser, bench.task_at(seed).example_inputs())
-    log = journal.read(folder / "training_log.jsonl")
-    optimizer_steps = int(log[-1]["step"])
+    log = journal.read(folder / LOG)
     card: dict[str, Any] = {
         "name": name,
         "describes": zoo.BASES[name].describes,
         "params": measure.count_params(bench.dense.denoiser),
         "macs": macs.conv_linear,
-        "optimizer_steps": optimizer_steps,
-        "batch": log[-1]["images"] // optimizer_steps,
-        "images": log[-1]["images"],
-        "minutes": log[-1]["seconds"] / 60,
+        **_training(log),
         "samples": samples,
         "steps": steps,
         "frechet": metrics.frechet_distance(metrics.feature_stats(drawn), reference),
         "kernel": metrics.kernel_distance(drawn, bench.reference_features),
         "floor_frechet": metrics.frechet_distance(metrics.feature_stats(real), reference),
         "floor_kernel": metrics.kernel_distance(real, bench.reference_features),
-        "seed": seed,
         "remark": remark,
         "protocol": bench.protocol_record | {"features": dict(FEATURE_PROTOCOL)},
         "weights_sha256": bench.dense_sha256,
-        "system": measure.system_info(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **run.made_now(seed),
     }
     picture, card["pictured"] = _picture(bench, seed, steps)
     write_grid(folder / "samples.png", picture, 10 if bench.dense.conditioning else 8)
-    card["agreement"] = _agreements(bench, seed, images)
+    card["agreement"], card["agreement_images"] = _agreements(bench, seed, images)
     _draw_loss(log, folder / "loss.png")
-    journal.write_text(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
-    describes = card["describes"]
-    shown = card | {"describes": describes[0].upper() + describes[1:], "macs": card["macs"] / 1e6}
-    w = bench.dense.guidance
-    shown["guided"] = f", guidance {w:g}" if bench.dense.conditioning else ""
-    shown["alignment"] = _alignment(card["agreement"])
-    shown |= WORDS[name]
-    journal.write_text(folder / "README.md", CARD.format(**shown))
+    _write(folder, card)
     typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _write(folder: Path, card: dict[str, Any]) -> None:
+    journal.write_text(folder / "card.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
+    journal.write_text(folder / "README.md", readme(folder))
+
+
+def _training(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a training log tells of the recipe; the rate is the one that was warmed up to."""
+    steps = int(log[-1]["step"])
+    return {
+        "optimizer_steps": steps,
+        "batch": log[-1]["images"] // steps,
+        "images": log[-1]["images"],
+        "minutes": log[-1]["seconds"] / 60,
+        "learning_rate": max(record["learning_rate"] for record in log),
+    }
+
+
+def readme(folder: Path) -> str:
+    """The model card in words, from card.json alone."""
+    card = _read(folder)
+    name, describes, remark = card["name"], card["describes"], card["remark"]
+    w = card["protocol"]["guidance"]
+    commands = [
+        f"python scripts/train_base.py {name} --steps {card['optimizer_steps']} "
+        f"--batch-size {card['batch']} --learning-rate {card['learning_rate']:g}"
+    ]
+    if (folder / "autoencoder.json").is_file():
+        first = json.loads((folder / "autoencoder.json").read_text(encoding="utf-8"))
+        commands.insert(
+            0,
+            f"python scripts/train_autoencoder.py --steps {first['steps']} "
+            f"--batch-size {first['batch_size']}",
+        )
+    return CARD.format(
+        **card
+        | {
+            "describes": describes[0].upper() + describes[1:],
+            "macs": card["macs"] / 1e6,
+            "remark": f" {remark}" if remark else "",
+            "guided": "" if w is None else f", guidance {w:g}",
+            "alignment": _alignment(card["agreement"], card["agreement_images"]),
+            "commands": "\n".join(commands),
+        }
+        | WORDS[name]
+    )
 
 
 def _adopt(name: str, folder: Path) -> None:
@@ -242,42 +291,50 @@ def _picture(bench: run.Bench, seed: int, steps: int) -> tuple[torch.Tensor, str
     )
 
 
-def _agreements(bench: run.Bench, seed: int, images: torch.Tensor) -> dict[str, Any] | None:
-    """Fractions of images that show what was asked for, with and without guidance."""
+def _agreements(
+    bench: run.Bench, seed: int, images: torch.Tensor
+) -> tuple[dict[str, Any] | None, dict[str, int] | None]:
+    """Fractions of images that show what was asked for, with and without guidance, and of how many.
+
+    The same noise and requests with guidance and without.
+    """
     rows = bench.rows(seed)
     if bench.classifier is None or rows is None:
-        return None
-    unguided = sample(
-        bench.dense, bench.noise(seed)[:1000], bench.protocol.steps, rows=rows[:1000], guidance=1.0
-    )
-    found: dict[str, Any] = {
-        f"w={bench.dense.guidance:g}": agreement(bench.classifier, images, rows),
-        "w=1": agreement(bench.classifier, unguided, rows[:1000]),
-    }
+        return None, None
+    unguided = sample(bench.dense, bench.noise(seed), bench.protocol.steps, rows=rows, guidance=1.0)
+    judged = {f"w={bench.dense.guidance:g}": (images, rows), "w=1": (unguided, rows)}
     if images.shape[1] == 3:
         never = torch.tensor([int(row) in held_out() for row in rows])
-        found["captions never trained on"] = agreement(bench.classifier, images[never], rows[never])
+        judged["captions never trained on"] = (images[never], rows[never])
     real = bench.splits.reference
     first = torch.arange(bench.protocol.samples)
-    found["test photographs"] = agreement(bench.classifier, real.take(first), real.labels[first])
-    return found
+    judged["test photographs"] = (real.take(first), real.labels[first])
+    found = {name: agreement(bench.classifier, *pair) for name, pair in judged.items()}
+    return found, {name: len(pair[1]) for name, pair in judged.items()}
 
 
-def _alignment(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _alignment(found: dict[str, Any] | None, counts: dict[str, int] | None) -> str:
+    """The table of agreement, guided images first."""
+    if found is None or counts is None:
         return ""
-    keys = list(next(iter(found.values())))
-    lines = ["", "| images that show what was asked for | " + " | ".join(keys) + " |"]
-    lines.append("| --- " * (len(keys) + 1) + "|")
-    for name, values in found.items():
-        cells = " | ".join(f"{100 * values[key]:.1f} %" for key in keys)
-        lines.append(f"| {name} | {cells} |")
+    guided = next(name for name in found if name.startswith("w=") and name != "w=1")
+    order = [name for name in (guided, "w=1", "captions never trained on") if name in found]
+    order.append("test photographs")
+    keys = [key for key in ("class", "colour", "background", "all") if key in found[guided]]
+    lines = ["", "| images that show what was asked for | n | " + " | ".join(keys) + " |"]
+    lines.append("| --- " * (len(keys) + 2) + "|")
+    for name in order:
+        cells = " | ".join(f"{100 * found[name][key]:.1f} %" for key in keys)
+        lines.append(f"| {name} | {counts[name]:,} | {cells} |")
     lines += [
         "",
-        "The garment is judged by `models/garment_classifier`, trained on real photographs alone "
-        "(its accuracy:\n`card.json` there), the colours by pixels.",
-        "",
+        "The garment is judged by "
+        "[garment_classifier](../garment_classifier/README.md), trained on real photographs"
+        + (" alone, the\ncolours by pixels." if len(keys) > 1 else " alone."),
     ]
+    if counts["w=1"] < counts[guided]:
+        lines.append(f"w=1 was drawn for the first {counts['w=1']:,} requests of {guided} only.")
+    lines.append("")
     return "\n".join(lines)
 
 

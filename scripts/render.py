@@ -31,6 +31,7 @@ def gather(literature: Path) -> Inputs:
     """Everything that is rendered, from the files of the repository."""
     measured = ROOT / "site" / "measured.json"
     claims, benchmarks = ROOT / "site" / "claims.json", ROOT / "site" / "benchmarks.json"
+    masks = ROOT / "site" / "mask_benchmark.json"
     tables = {task: results.table(task) for task in results.tasks()}
     return Inputs(
         literature=load_literature(literature),
@@ -48,6 +49,7 @@ def gather(literature: Path) -> Inputs:
         contributing=(ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         recomputed=recomputed.read(claims) if claims.is_file() else (),
         benchmarks=optional(benchmarks),
+        masks=optional(masks),
     )
 
 

@@ -18,6 +18,7 @@ from methods.harness import bases, zoo
 from methods.harness.garments import COLOURS, SIZE, TintedSet, tint, tinted_garments
 from methods.harness.journal import write_text
 from methods.harness.pipeline import seeded
+from methods.harness.run import made_now
 from methods.harness.train import Recipe, learning_rate
 
 KL_WEIGHT = 1e-6  # as Stable Diffusion's autoencoder (Rombach et al. 2022, appendix G)
@@ -77,6 +78,7 @@ def main(
         "reconstruction_mse": error,  # of 1000 held-out images, pixels in [-1, 1]
         "latent_channel_std": [round(v, 4) for v in latents.std((0, 2, 3)).tolist()],
         "seconds": round(time.monotonic() - began, 1),
+        **made_now(seed),
     }
     write_text(out.parent / "autoencoder.json", json.dumps(note, indent=1) + "\n")
     typer.echo(f"{note}")

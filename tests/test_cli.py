@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from kb import results
 from methods.__main__ import main
-from methods.harness import run
+from methods.harness import compare, run
+from methods.harness.checkpoint import load_base
 from tests.harness import small_task
 from tests.harness.small_task import TASK
 from tests.kb.test_results import record, write
@@ -83,6 +84,8 @@ def test_list_needs_no_torch() -> None:
     assert {"dense", "random_pruning", "magnitude", "diff_pruning"} <= found.keys()
     assert found["diff_pruning"]["paper"] == "diff-pruning"
     assert {s["name"] for s in found["magnitude"]["settings"]} >= {"ratio", "macs", "rule"}
+    assert found["magnitude"]["command"].endswith("--set magnitude.macs=0.5")
+    assert found["smaller_faster_sd"]["reconstruction"] is True
 
 
 def test_run_writes_a_result_that_resume_keeps(
@@ -106,6 +109,23 @@ def test_run_writes_a_result_that_resume_keeps(
     assert main([*words, "--steps", "1", "--precision", "fp32"]) == 0
     with Image.open(picture) as grid:
         assert grid.size == (2 * 34 + 2, 2 * 34 + 2)
+
+
+def test_run_and_compare_leave_the_committed_results_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where they measure as the committed comparison does."""
+    monkeypatch.setattr("methods.__main__._protocol", lambda *_, **__: (small_task.PROTOCOL, True))
+    monkeypatch.setattr("methods.__main__.RUN", tmp_path / "results")
+    monkeypatch.setattr(compare, "COMPARISON", tmp_path / "comparison")
+    monkeypatch.setattr(run, "load_base", lambda _: load_base(str(base)))
+    before = {path: path.stat().st_mtime_ns for path in results.ROOT.rglob("*.json")}
+    assert main(["run", "dense", "--task", TASK, "--seed", "9", "--json"]) == 0
+    assert main(["compare", "--task", TASK, "--methods", "dense", "--seeds", "9", "--json"]) == 0
+    assert (tmp_path / "results" / TASK / "dense" / "9" / "result.json").is_file()
+    assert (tmp_path / "comparison" / "records" / TASK / "dense" / "9.json").is_file()
+    after = {path: path.stat().st_mtime_ns for path in results.ROOT.rglob("*.json")}
+    assert after == before
 
 
 def test_compare_prints_the_table_it_writes(

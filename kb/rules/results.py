@@ -327,7 +327,7 @@ def _count(number: int) -> str:
     return "a row" if number == 1 else f"{number} rows"
 
 
-@rule("fid-protocol", "warning", "A Frechet distance depends on samples and steps like on models.")
+@rule("fid-protocol", "warning", "A Fréchet distance depends on samples and steps like on models.")
 def fid_protocol(corpus: Corpus) -> Iterator[Finding]:
     for entry in corpus.papers:
         if ReportItem.FID_SAMPLES in entry.record.not_reported:
@@ -344,7 +344,7 @@ def fid_protocol(corpus: Corpus) -> Iterator[Finding]:
             yield Finding(
                 entry,
                 bare[0],
-                f"{_count(len(bare))} with a Frechet distance, but not its number of samples",
+                f"{_count(len(bare))} with a Fréchet distance, but not its number of samples",
                 "add protocol.samples, or fid-samples to not_reported",
             )
 

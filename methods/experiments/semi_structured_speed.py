@@ -151,6 +151,7 @@ def linear(shape: tuple[int, ...], x: Tensor, draw: torch.Generator) -> dict[str
     for name, way in ways.items():
         try:
             packed = way()
+            F.linear(x, packed)  # some kernels refuse only when they meet a shape
             found[name] = Variant(partial(F.linear, x, packed), packed_bytes(packed))
         except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             found[name] = Variant(None, 0, missing(error))
@@ -183,8 +184,9 @@ def block(width: int, x: Tensor, draw: torch.Generator) -> dict[str, Variant]:
     found = {"dense": Variant(partial(model, x), linear_bytes(model))}
     for name in PACKINGS:
         packed = copy.deepcopy(model)
+        layers = [at for at, part in packed.named_modules() if isinstance(part, nn.Linear)]
         try:
-            to_semi_structured(packed, backend=name)  # type: ignore[arg-type]
+            to_semi_structured(packed, layers, backend=name)  # type: ignore[arg-type]
             packed(x)
             found[name] = Variant(partial(packed, x), linear_bytes(packed))
         except (ValueError, RuntimeError, AttributeError, TypeError) as error:

@@ -7,6 +7,10 @@ guided answers, judged against the dense model on images, requests and noise tha
 on; with `samples`, in drawn images too, by what it takes from the fraction that shows what was
 asked for.
 
+At this scale: robust training has its price. With all blocks present the error is 0.228 after it
+and 0.104 after plain training; with the mean damage added 0.472 against 0.922, two times and not
+three. After plain training one block of 24 makes up about 40 % of the damage of all.
+
 Expect: `python -m methods experiment snapfusion_robustness`, 26 minutes of one core.
 """
 

@@ -10,9 +10,10 @@ The bar follows the paper's claims: the improved straight-through estimator is w
 plain masking, fixed sparsity replaced the progressive baseline of its first versions, and its code
 weighs the teacher in. Frechet distances are paired over seeds.
 
-At this scale: 80 optimizer steps at a rate of 2e-4 with a decay of 2e-4 shrink a masked weight by
-3e-6 of itself, so that the decay has nothing to do (the authors' configurations train for 300,000
-steps and more); what can act is the gradient of masked weights.
+At this scale: the decay acts, since with it a third as many of the weights that were masked first
+are kept at the end (1.4 % against 4.1 %, in every seed alike), but after 80 optimizer steps images
+do not tell the parts apart: each of the three seeds has another variant in front. The authors'
+configurations train for 300,000 steps and more.
 
 Expect: `python -m methods experiment sparsedm_estimator`, 20 minutes of one core.
 """

@@ -1,9 +1,10 @@
 """What does a quarter less buy in time and memory at the true size, unit by unit?
 
 Published architectures with random weights in bf16, one guided denoiser call (batch 2): heads and
-neurons, channels or whole layers go until about the same parameters are left, and BK-SDM's lists on
-Stable Diffusion. Time does not depend on what the weights are, so no checkpoint is needed; quality
-is not looked at. Variants take turns; memory is the most that a call needs beyond the weights.
+neurons, channels or whole layers go until about the same MACs are left (layers to a share of the
+parameters, the others to the MACs that this leaves), and BK-SDM's lists on Stable Diffusion. Time
+does not depend on what the weights are, so no checkpoint is needed; quality is not looked at.
+Variants take turns; memory is the most that a call needs beyond the weights.
 
 On a GPU every call is timed twice: as Python launches it, kernel by kernel, and replayed from a
 CUDA graph, which leaves the GPU's own time. "Realised" is the part of the saved MACs that becomes
@@ -18,7 +19,7 @@ so its time is not known.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -39,12 +40,13 @@ from methods.harness.width import keep_units, width_layers
 CARD = {
     "methods": ["uniform_depth", "bk_sdm", "ecodiff", "random_pruning"],
     "task": None,
-    "bar": "on every architecture whole layers realise more of their saved MACs than heads and "
-    "neurons or channels do, by the 95 % interval over rounds",
+    "bar": "on every architecture with layers to drop (not on MMDiTs) whole layers realise more of "
+    "their saved MACs than heads and neurons or channels do, by the 95 % interval over rounds",
     "source": "SnapFusion, arXiv 2306.00980, and BK-SDM, arXiv 2305.15798, choose blocks by time",
 }
 Realised = dict[str, list[float]]  # what was cut -> part of the saved MACs, by round
 _FIXED = {"img_ids", "txt_ids"}  # inputs that all images of a batch share
+_MOST, _HALVINGS = 0.95, 6  # of heads, neurons or channels that go; halvings of the search
 _ALIGNED = 16  # neurons left are a multiple of this, as tensor cores like it
 
 
@@ -54,7 +56,7 @@ class Config:
 
     models: str = "sd15,sdxl,sd3_medium,dit_xl_2"  # of `python -m methods count`, with commas
     params: float = 0.75  # parameters left by layers
-    width: float = 0.25  # of heads, of neurons, of channels that go
+    macs: float = 0.75  # MACs left where no layers go
     batch: int = 2  # a guided call for one image
     rounds: int = 15
 
@@ -181,20 +183,49 @@ def variants(name: str, lab: Lab, config: Config) -> Iterator[tuple[str, nn.Modu
         return Pipeline(model, zoo.ddpm_scheduler())
 
     yield "dense", fresh().denoiser
-    pipe = fresh()
-    yield "heads and neurons", keep_units(pipe, units(pipe.denoiser, config.width, seed)).denoiser
-    pipe = fresh()
-    if isinstance(pipe.denoiser, UNet2DConditionModel):
-        yield "channels", cut(pipe, channels(pipe.denoiser, config.width, seed)).denoiser
+    target = config.macs
+    task: Any = None  # neither method looks at data
     if not name.startswith(("sd3", "flux")):  # depth.units describes no MMDiT
-        pipe = fresh()
-        task: Any = None  # neither method looks at data
         layers = uniform_depth.Config(params=config.params)
-        yield "layers", uniform_depth.compress(pipe, task, layers)[0].denoiser
-        if name.startswith(("sd1", "sd2")):
-            for size in ("base", "small", "tiny"):
-                student = bk_sdm.compress(fresh(), task, bk_sdm.Config(size=size))[0]
-                yield f"BK-SDM-{size.capitalize()}", student.denoiser
+        short = uniform_depth.compress(fresh(), task, layers)[0].denoiser
+        target = macs_left(name, lambda pipe: uniform_depth.compress(pipe, task, layers)[0])
+        yield "layers", short
+
+    def narrow(pipe: Pipeline, ratio: float) -> Pipeline:
+        return keep_units(pipe, units(pipe.denoiser, ratio, seed))
+
+    def thin(pipe: Pipeline, ratio: float) -> Pipeline:
+        return cut(pipe, channels(pipe.denoiser, ratio, seed))
+
+    yield "heads and neurons", narrow(fresh(), matched(name, narrow, target)).denoiser
+    if isinstance(fresh().denoiser, UNet2DConditionModel):
+        yield "channels", thin(fresh(), matched(name, thin, target)).denoiser
+    if name.startswith(("sd1", "sd2")):
+        for size in ("base", "small", "tiny"):
+            student = bk_sdm.compress(fresh(), task, bk_sdm.Config(size=size))[0]
+            yield f"BK-SDM-{size.capitalize()}", student.denoiser
+
+
+def macs_left(name: str, change: Callable[[Pipeline], Pipeline]) -> float:
+    """Fraction of the architecture's MACs, attention included, that a change leaves."""
+    architecture = zoo.ARCHITECTURES[name]
+    model, inputs = architecture.on_meta()
+    dense = measure.count_macs(model, inputs).total
+    changed = change(Pipeline(model, zoo.ddpm_scheduler())).denoiser
+    return measure.count_macs(changed, inputs).total / dense
+
+
+def matched(name: str, change: Callable[[Pipeline, float], Pipeline], target: float) -> float:
+    """The ratio, by bisection, at which a change leaves the target's MACs as nearly as may be."""
+    low, high = 0.0, _MOST
+    best, gap = low, 1 - target
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        left = macs_left(name, lambda pipe: change(pipe, middle))  # noqa: B023
+        if abs(left - target) < gap:
+            best, gap = middle, abs(left - target)
+        low, high = (middle, high) if left > target else (low, middle)
+    return best
 
 
 def units(model: nn.Module, ratio: float, seed: int) -> dict[str, list[int]]:
@@ -263,6 +294,10 @@ def _finding(rows: list[dict[str, Value]], rivals: dict[str, list[str]]) -> Find
     def of(kind: str, key: str) -> list[float]:
         return [float(r[key]) for r in rows if r["cut"] == kind and r[key] is not None]  # type: ignore[arg-type]
 
+    if not rivals:
+        raise ValueError(
+            "models: none has layers that can be dropped, so there is nothing to compare"
+        )
     parts = []
     prefix = "graph_" if of("layers", "graph_speedup") else ""
     for kind in ("layers", "heads and neurons", "channels"):
@@ -273,7 +308,7 @@ def _finding(rows: list[dict[str, Value]], rivals: dict[str, list[str]]) -> Find
                 f"{kind} realise {min(found):.0%} to {max(found):.0%} of the saved MACs as time "
                 f"(speed-up {min(gained):.2f} to {max(gained):.2f})"
             )
-    how = "in the GPU's own time" if prefix else "in CPU time"
+    how = "In the GPU's own time" if prefix else "In CPU time"
     answer = f"{how}, {'; '.join(parts)}."
     if prefix:
         pairs = [(r["ms"], r["graph_ms"]) for r in rows if r["graph_ms"] is not None]

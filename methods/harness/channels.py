@@ -32,7 +32,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from .depth import Skip, SkipToShortcut
+from .depth import Skip, SkipKeepingEmbedding, SkipToShortcut
 
 
 @dataclass(frozen=True)
@@ -325,9 +325,8 @@ def _walk_text_unet(walk: _Walk, model: UNet2DConditionModel) -> None:
 
 def _walk_dit(walk: _Walk, model: DiTTransformer2DModel) -> None:
     stream = _Stream((), _Node(None, ()))
-    for index, block in enumerate(model.transformer_blocks):
-        if isinstance(block, BasicTransformerBlock):  # what stands in for a removed one has none
-            stream = _transformer_block(walk, f"transformer_blocks.{index}", stream)
+    for index in range(len(model.transformer_blocks)):
+        stream = _transformer_block(walk, f"transformer_blocks.{index}", stream)
     walk.last = _Node(None, (stream.node,))
 
 
@@ -471,9 +470,8 @@ def _transformer(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     walk.read(f"{name}.norm", stream, "norm")
     walk.read(f"{name}.proj_in", stream)
     inner = _Stream((), stream.node)
-    for index, layer in enumerate(block.transformer_blocks):
-        if isinstance(layer, BasicTransformerBlock):
-            inner = _transformer_block(walk, f"{name}.transformer_blocks.{index}", inner)
+    for index in range(len(block.transformer_blocks)):
+        inner = _transformer_block(walk, f"{name}.transformer_blocks.{index}", inner)
     out = walk.produce(f"{name}.proj_out", inner)
     return walk.add(stream, out, name).then()
 
@@ -481,7 +479,10 @@ def _transformer(walk: _Walk, name: str, stream: _Stream) -> _Stream:
 def _transformer_block(walk: _Walk, name: str, stream: _Stream) -> _Stream:
     """Heads and neurons between a residual stream that keeps its width."""
     block = walk.model.get_submodule(name)
-    assert isinstance(block, BasicTransformerBlock)
+    if isinstance(block, Skip | SkipKeepingEmbedding):  # stands in for a removed one
+        return stream
+    if not isinstance(block, BasicTransformerBlock):
+        raise ValueError(f"{name}: {type(block).__name__} is not described")
     for part in ("attn1", "attn2"):
         if isinstance(getattr(block, part, None), Attention):
             stream = _inner_attention(walk, f"{name}.{part}", stream)

@@ -219,7 +219,7 @@ def drop(pipe: Pipeline, names: Iterable[str], *, shortcuts: bool = False) -> Pi
     With `shortcuts` a ResNet that changes the width may be named too; its shortcut stays.
 
     Raises:
-        ValueError: a name is no unit, is not removable, or was removed before.
+        ValueError: a name is no unit, is not removable, lies in another one, or was removed before.
     """
     chosen = sorted(set(names))
     if not chosen:
@@ -280,11 +280,14 @@ def _stand_ins(
     model: nn.Module, names: Iterable[str], shortcuts: bool
 ) -> list[tuple[str, nn.Module]]:
     known = {unit.name: unit for unit in units(model, (*LAYERS, "transformer_block"))}
-    found = []
+    names, found = list(names), []
     for name in names:
         unit = known.get(name)
         if unit is None:
-            raise ValueError(f"{name!r} is no layer of this model that depth pruning knows")
+            raise ValueError(_unknown(model, name))
+        outer = next((other for other in known if name.startswith(f"{other}.")), None)
+        if outer in names:
+            raise ValueError(f"{name} is a part of {outer}, which is to go as a whole")
         layer = model.get_submodule(name)
         if unit.removable:
             stand_in = _stand_in(name, layer, unit)
@@ -294,6 +297,14 @@ def _stand_ins(
             raise ValueError(f"{name} cannot be removed: {unit.reason}")
         found.append((name, stand_in.train(layer.training)))
     return found
+
+
+def _unknown(model: nn.Module, name: str) -> str:
+    """Why a name cannot be removed that is no unit."""
+    stand_ins = (Skip, SkipToShortcut, SkipKeepingEmbedding)
+    if isinstance(dict(model.named_modules()).get(name), stand_ins):
+        return f"{name} cannot be removed: it was removed before"
+    return f"{name!r} is no layer of this model that depth pruning knows"
 
 
 def _stand_in(name: str, layer: nn.Module, unit: Unit) -> nn.Module:
@@ -315,25 +326,29 @@ def drop_lowest_stage(pipe: Pipeline) -> Pipeline:
     What remains of the up part is renumbered: `up_blocks.k` was `up_blocks.{k + 1}`.
 
     Raises:
-        ValueError: the denoiser is no U-Net of at least two stages.
+        ValueError: the denoiser is no text-conditional U-Net of at least two stages, or the lowest
+            two differ in width.
     """
     drop_stage(pipe.denoiser)
     return pipe.edited({"op": "drop_stage"})
 
 
 def drop_stage(model: nn.Module) -> None:
-    """`drop_lowest_stage` on a bare denoiser."""
-    if not isinstance(model, UNet2DConditionModel) or len(model.down_blocks) < 2:
+    """`drop_lowest_stage` on a bare denoiser; nothing is changed when it raises."""
+    if not isinstance(model, UNet2DConditionModel):
         raise ValueError(
             f"a stage can be dropped from a UNet2DConditionModel, not {type(model).__name__}"
         )
+    if len(model.down_blocks) < 2:
+        raise ValueError("down_blocks has one stage only, which cannot be dropped")
     widths = dict(_unet_layers(model))
     gives = widths[f"down_blocks.{len(model.down_blocks) - 1}.resnets.0"]
     reads = widths["up_blocks.1.resnets.0"]
     if gives != reads:
         raise ValueError(
-            f"the lowest stage cannot be dropped: the stage above gives {gives} channels, "
-            f"up_blocks.1 reads {reads}"
+            f"the lowest stage cannot be dropped: down_blocks.{len(model.down_blocks) - 2} gives "
+            f"{gives} channels, up_blocks.1 reads {reads}; the last two widths of the U-Net "
+            "(block_out_channels) must be equal"
         )
     drop_middle_of(model)
     model.down_blocks = nn.ModuleList(list(model.down_blocks)[:-1])

@@ -22,7 +22,7 @@ from methods import registry
 
 from . import measure
 from .journal import write_text
-from .run import ROOT, Bench, Protocol, Report, code_sha256, git_state
+from .run import Bench, Protocol, Report, code_sha256, git_state, source
 
 SCHEMA = 1
 Verdict = Literal["shown", "in part", "not shown"]
@@ -83,9 +83,17 @@ class Paired:
     def ratio(self) -> str:
         """Of a difference of logarithms: a over b, with its interval."""
         middle, low, high = (
-            f"{math.exp(min(v, 700)):.3g}" for v in (self.mean, self.low, self.high)
+            _beside_one(math.exp(min(v, 700))) for v in (self.mean, self.low, self.high)
         )
         return f"{middle} ({low} to {high}, n={self.n})"
+
+
+def _beside_one(ratio: float) -> str:
+    """Three digits, or as many as keep a ratio that is not 1 from reading as the bar of 1."""
+    digits = 3
+    while ratio != 1 and float(f"{ratio:.{digits}g}") == 1 and digits < 12:
+        digits += 1
+    return f"{ratio:.{digits}g}"
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
@@ -212,5 +220,5 @@ def _code_sha256(name: str) -> str:
     """Hash of the experiment, the harness and the methods that the experiment is about."""
     about = registry.describe_experiment(name).card["methods"]
     stages = tuple(registry.Stage(method, {}) for method in about)
-    source = (ROOT / "methods" / "experiments" / f"{name}.py").read_bytes()
-    return hashlib.sha256(code_sha256(stages).encode() + source).hexdigest()
+    own = source("experiments", f"{name}.py")
+    return hashlib.sha256(code_sha256(stages).encode() + own).hexdigest()

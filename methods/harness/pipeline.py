@@ -175,8 +175,17 @@ class Task:
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the denoiser works on."""
+        """(C, H, W) of what the denoiser works on.
+
+        Raises:
+            ValueError: the denoiser is FLUX, or another without an image size of its own.
+        """
         config = self.dense.config
+        if "sample_size" not in config:
+            raise ValueError(
+                f"{type(self.dense.denoiser).__name__}: the harness cannot sample it, since it "
+                "works on packed latents of no fixed size, whose number shifts the noise levels"
+            )
         return (config.in_channels, config.sample_size, config.sample_size)
 
     @property

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from kb import results
+from kb.cards import RECONSTRUCTION
 
 from .journal import write_bytes
 from .sample import to_uint8
@@ -92,6 +93,7 @@ def _series(rows: Sequence[Table]) -> dict[str, str]:
     for recipe, (method, *settings) in words.items():
         siblings = [set(other[1:]) for other in words.values() if other[0] == method]
         shared = set.intersection(*siblings)
+        shared.discard(RECONSTRUCTION)  # what a method is says every legend
         legend[recipe] = " ".join([method, *(word for word in settings if word not in shared)])
     return legend
 
@@ -235,8 +237,9 @@ def _caption(row: Table) -> str:
     if row["method"] == "dense":
         return f"dense\nFréchet {row['frechet']['mean']:.0f}"
     retrained = f"{row['optimizer_steps']} steps" if row["optimizer_steps"] else "no retraining"
+    name = results.labelled(row["method"]).replace(f" {RECONSTRUCTION}", f"\n{RECONSTRUCTION}")
     return (
-        f"{row['method']}\n{100 * row['macs_fraction']:.0f} % MACs, {retrained}\n"
+        f"{name}\n{100 * row['macs_fraction']:.0f} % MACs, {retrained}\n"
         f"Fréchet {row['frechet']['mean']:.0f}"
     )
 

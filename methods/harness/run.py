@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,6 +66,13 @@ TASKS = {
         lambda: bases.splits("fashion_t2i"), "Fashion-MNIST test images, tinted"
     ),
 }
+
+
+class BaseSteps(int):
+    """Sampling steps that came with the base and were not chosen by a method.
+
+    The protocol's take their place, also where a method chooses the very same number.
+    """
 
 
 def default_precision() -> str:
@@ -192,7 +201,8 @@ class Bench:
         self.report = report
         self.base = _base_name(task, model)
         report(f"load {self.base}")
-        self.dense = load_base(task if model is None else model).to(device)
+        dense = load_base(task if model is None else model).to(device)
+        self.dense = replace(dense, steps=BaseSteps(dense.steps))
         self.dense.denoiser.eval().requires_grad_(True)
         self.dense_sha256 = tensors_sha256(self.dense.denoiser)
         self.splits = TASKS[task].load()
@@ -278,6 +288,8 @@ class Bench:
             }
             if self.dense.conditioning is not None:
                 key["guidance"] = self.dense.guidance
+            if around := _around(self.dense):
+                key["around"] = _tensors_sha256(around)
 
             def compute() -> dict[str, Tensor]:
                 images = self.sample(self.dense, seed, "the dense model")
@@ -298,7 +310,7 @@ class Bench:
         model that learned to take 8 steps is a model of 8 steps.
         """
         protocol = self.protocol
-        steps = protocol.steps if pipe.steps == self.dense.steps else pipe.steps
+        steps = protocol.steps if isinstance(pipe.steps, BaseSteps) else pipe.steps
         self.report(f"sample {protocol.samples} images from {what}, {steps} steps each")
         return sample(
             pipe,
@@ -386,7 +398,7 @@ class Bench:
 
     def _apply(self, stage: Stage, pipe: Pipeline, task: Task) -> tuple[Pipeline, Record, Record]:
         self.report(f"compress: {stage.method}")
-        module = registry.load(stage.method)
+        module = _load(stage.method)
         config = module.Config(**stage.settings)
         try:
             with metered(type(pipe.denoiser), self.device) as cost:
@@ -491,7 +503,7 @@ class Bench:
     def _is_dense(self, pipe: Pipeline) -> bool:
         return (
             tensors_sha256(pipe.denoiser) == self.dense_sha256
-            and pipe.steps == self.dense.steps
+            and isinstance(pipe.steps, BaseSteps)
             and not pipe.edits
             and _scheduler_settings(pipe) == _scheduler_settings(self.dense)
         )
@@ -553,8 +565,12 @@ def check_bare(model: nn.Module) -> None:
 
 def tensors_sha256(model: nn.Module) -> str:
     """Hash of all tensors of a model: names, types, shapes and bytes."""
+    return _tensors_sha256(model.state_dict())
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_raw(tensor))
     return digest.hexdigest()
@@ -572,9 +588,7 @@ def _raw(tensor: Tensor) -> bytes:
 # --- provenance ------------------------------------------------------------------------------
 
 
-def git_state() -> Record:
-    """Commit and whether tracked files differ from it; nulls outside a git checkout."""
-
+def _git_state() -> Record:
     def git(*words: str) -> str | None:
         try:
             result = subprocess.run(
@@ -588,14 +602,68 @@ def git_state() -> Record:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
 
+# The tree may be edited while a sweep runs on; its records tell of the code that they come from.
+_GIT_STATE = _git_state()
+_SOURCES = {path: path.read_bytes() for path in sorted((ROOT / "methods").rglob("*.py"))}
+
+
+def git_state() -> Record:
+    """Commit and whether tracked files differed from it, when this process started.
+
+    Nulls outside a git checkout.
+    """
+    return dict(_GIT_STATE)
+
+
+def made_now(seed: int) -> Record:
+    """When, by which code and where a model was made or measured, for its card."""
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "seed": seed, **git_state(), "system": measure.system_info()}
+
+
+def source(*parts: str) -> bytes:
+    """A file of `methods/` as it was when this process started.
+
+    Raises:
+        ValueError: there was none.
+    """
+    path = ROOT.joinpath("methods", *parts)
+    if path not in _SOURCES:
+        raise ValueError(f"methods/{'/'.join(parts)} was not there when this process started")
+    return _SOURCES[path]
+
+
 def code_sha256(recipe: Recipe) -> str:
-    """Hash of the harness and of the recipe's method files."""
-    files = sorted((ROOT / "methods" / "harness").glob("*.py"))
-    files += sorted({ROOT / "methods" / f"{stage.method}.py" for stage in recipe})
+    """Hash of the harness and of the recipe's method files, as they were at the start."""
+    names = sorted(path.name for path in _SOURCES if path.parent.name == "harness")
+    files: list[tuple[str, ...]] = [("harness", name) for name in names]
+    files += [(name,) for name in sorted({f"{stage.method}.py" for stage in recipe})]
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        digest.update(file[-1].encode() + b"\0" + source(*file))
     return digest.hexdigest()
+
+
+def _load(method: str) -> ModuleType:
+    """A method's module; what is imported only now has to be what it was at the start.
+
+    Raises:
+        ValueError: a file was edited in between.
+    """
+    before = set(sys.modules)
+    module = registry.load(method)
+    fresh = {name: sys.modules[name] for name in sys.modules.keys() - before}
+    for name, found in fresh.items():
+        path = Path(getattr(found, "__file__", None) or "")
+        if name.startswith("methods.") and path.read_bytes() != _SOURCES.get(path):
+            for other in fresh:
+                if other.startswith("methods."):
+                    del sys.modules[other]  # so that the next request is refused too
+            raise ValueError(
+                f"{path.relative_to(ROOT)} was edited after this process started, so that no "
+                "record could tell which code it comes from; start again"
+            )
+    return module
 
 
 def _sizes(model: nn.Module, task: Task) -> tuple[Record, measure.Macs]:
@@ -608,6 +676,17 @@ def _sizes(model: nn.Module, task: Task) -> tuple[Record, measure.Macs]:
         "macs_with_attention": macs.total,
     }
     return record, macs
+
+
+def _around(pipe: Pipeline) -> dict[str, Tensor]:
+    """What images depend on beside the denoiser: the autoencoder and what is asked for."""
+    found: dict[str, Tensor] = {}
+    if pipe.conditioning is not None:
+        found |= {f"conditioning/{key}": table for key, table in pipe.conditioning.tables.items()}
+    if pipe.autoencoder is not None:
+        found |= {f"autoencoder/{key}": t for key, t in pipe.autoencoder.state_dict().items()}
+        found["scaling_factor"] = torch.tensor(float(pipe.autoencoder.config.scaling_factor))
+    return found
 
 
 def _base_name(task: str, model: str | None) -> str:

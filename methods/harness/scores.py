@@ -28,7 +28,8 @@ class GroupScore:
       (Torch-Pruning's MagnitudeImportance), or plain "sum" (the code behind Diff-Pruning).
     * `norms`: whether GroupNorm's gamma is a member; biases never are.
     * `repeated`: a tensor that reads the group twice (both halves of a concatenation) is added
-      half by half, or dropped.
+      half by half, or dropped. One that produces it twice, value and gate of a gated
+      feed-forward, is added always: the official programs met none.
     """
 
     channel: ChannelScore
@@ -43,7 +44,8 @@ class GroupScore:
         total: Tensor | None = None
         members = 0
         for (module, axis), starts in group.members.items():
-            if (axis == "norm" and not self.norms) or (len(starts) > 1 and self.repeated == "drop"):
+            reads_twice = axis != "out" and len(starts) > 1
+            if (axis == "norm" and not self.norms) or (reads_twice and self.repeated == "drop"):
                 continue
             weight, grad = weights[module], grads.get(module)
             if axis == "in":

@@ -11,7 +11,12 @@ from torch import nn
 
 from methods.harness import zoo
 from methods.harness.masks import NOfM, apply_masks, removed, sparse_layers
-from methods.harness.semi_structured import PACKINGS, packed_bytes, to_semi_structured
+from methods.harness.semi_structured import (
+    PACKINGS,
+    Packing,
+    packed_bytes,
+    to_semi_structured,
+)
 from tests.harness import tiny
 
 pytestmark = pytest.mark.cuda
@@ -83,7 +88,7 @@ def test_a_packed_layer_answers_as_the_masked_one(backend, dtype, inputs, output
             x.double(), layer[0].weight.double(), None if not bias else layer[0].bias.double()
         )
         dense = layer(x)
-        assert to_semi_structured(layer, backend=backend) == ["0"]
+        assert to_semi_structured(layer, backend=backend).packed == ["0"]
         sparse = layer(x)
     assert sparse.shape == dense.shape and sparse.dtype == dtype
     # Products are summed in another order: as far from the exact answer as the dense kernel is.
@@ -115,7 +120,7 @@ def test_a_whole_dit_answers_as_its_masked_self(backend, dtype):
     ]
     assert len(layers) == 6 * len(model.transformer_blocks)
     packed = copy.deepcopy(model)
-    assert to_semi_structured(packed, layers, backend) == layers
+    assert to_semi_structured(packed, layers, backend) == Packing(layers, {})
     x = torch.randn(4, 1, 8, 8, device="cuda", dtype=dtype)
     t, labels = torch.tensor([0, 10, 500, 999]).cuda(), torch.arange(4).cuda()
     with torch.no_grad():
@@ -137,9 +142,21 @@ def test_what_the_kernel_refuses_is_named_and_nothing_changes(backend, inputs, o
     good = masked(nn.Sequential(nn.Linear(128, 128), nn.Linear(inputs, outputs)).double()).to(dtype)
     before = [layer.weight.detach().clone() for layer in good]
     with pytest.raises(ValueError, match=r"^[01]: torch's \w+ kernel does not take \(\d+, \d+\)"):
-        to_semi_structured(good, backend=backend)
+        to_semi_structured(good, ["0", "1"], backend)
     for layer, weight in zip(good, before, strict=True):
         assert torch.equal(layer.weight, weight)
+
+
+def test_what_the_kernel_takes_is_packed_and_the_rest_told(backend):
+    model = masked(nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 72))).half()
+    x = torch.randn(4, 128, device="cuda", dtype=torch.float16)
+    with torch.no_grad():
+        dense = model(x)
+        found = to_semi_structured(model, backend=backend)
+        sparse = model(x)
+    assert found.packed == ["0"] and list(found.left) == ["1"]
+    assert "kernel does not take (72, 128)" in found.left["1"]
+    assert torch.allclose(sparse, dense, atol=1e-2, rtol=1e-2)
 
 
 def test_packing_twice_finds_nothing_more(backend):

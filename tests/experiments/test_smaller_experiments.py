@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from methods import bk_sdm, registry
 from methods.experiments import (
@@ -134,29 +133,13 @@ def test_random_removal_meets_the_size_and_depends_on_the_seed():
     assert found[0].edits == found[1].edits != found[2].edits
 
 
-def two_layers() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 16),
-        layers_per_block=2,  # what BK-SDM's lists are written for
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-
-
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     """A real bench on a text-to-image pipeline of random weights."""
     task = text_lab.TASK
     monkeypatch.setattr(run, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setitem(run.TASKS, task, run.TaskData(text_lab.colour_splits, "random"))
-    save_base(replace(text_lab.t2i(), denoiser=tiny.shaken(two_layers())), tmp_path / task)
+    save_base(replace(text_lab.t2i(), denoiser=tiny.shaken(text_lab.two_layers())), tmp_path / task)
     bench = Bench(task, PROTOCOL, model=str(tmp_path / task))
     return Lab(seeds=(0, 1), protocol=PROTOCOL, used={task: bench})
 

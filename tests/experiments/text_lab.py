@@ -46,6 +46,23 @@ def t2i() -> Pipeline:
     )
 
 
+def two_layers() -> UNet2DConditionModel:
+    """A text U-Net that BK-SDM's lists fit, Tiny's too: the last two stages are equally wide."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=2,  # what BK-SDM's lists are written for
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
 def colour_splits() -> Splits:
     draw = torch.Generator().manual_seed(5)
     images = torch.tanh(F.avg_pool2d(torch.randn(60, 3, 32, 32, generator=draw), 5, 1, 2))

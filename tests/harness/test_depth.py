@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from methods import bk_sdm
 from methods.harness import depth, zoo
 from methods.harness.checkpoint import load_pruned, save_pruned
 from methods.harness.denoise import predict
 from methods.harness.edits import replay
+from methods.harness.pipeline import Pipeline
 from tests.harness import tiny
 
 
@@ -129,6 +131,36 @@ def test_names_stay_and_edits_replay_on_meta(kind):
     replay(fresh, dropped.edits)
     shapes = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
     assert shapes == {name: t.shape for name, t in dropped.denoiser.state_dict().items()}
+
+
+def test_a_stage_goes_only_from_two_of_one_width():
+    """As BK-SDM-Tiny does; the last two widths of fashion_t2i differ, those of sd15 do not."""
+    model, _ = zoo.ARCHITECTURES["fashion_t2i"].on_meta()
+    before = str(model)
+    message = r"down_blocks.1 gives 80 channels, up_blocks.1 reads 96; .*block_out_channels"
+    with pytest.raises(ValueError, match=message):
+        depth.drop_stage(model)
+    assert str(model) == before
+    task = tiny.task(tiny.conditional("t2i"))
+    with pytest.raises(ValueError, match=message):
+        bk_sdm.compress(Pipeline(model, zoo.cosine_scheduler()), task, bk_sdm.Config("tiny"))
+    depth.drop_stage(zoo.ARCHITECTURES["sd15"].on_meta()[0])
+    with pytest.raises(ValueError, match="not DiTTransformer2DModel"):
+        depth.drop_stage(tiny.dit())
+
+
+def test_removing_what_is_gone_or_inside_of_another_is_refused():
+    model = tiny.text_unet()
+    inner = "mid_block.attentions.0.transformer_blocks.0"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"{inner} is a part of mid_block.attentions.0"):
+        depth.drop_units(model, ["mid_block.attentions.0", inner])
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    depth.drop_units(model, ["mid_block.attentions.0"])
+    with pytest.raises(ValueError, match=r"mid_block.attentions.0 .*: it was removed before"):
+        depth.drop_units(model, ["mid_block.attentions.0"])
 
 
 def test_a_dropped_model_trains_under_autocast():

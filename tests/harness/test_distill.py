@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from methods import bk_sdm, magnitude
+from methods import distill as distill_step
 from methods.harness import depth, distill
 from methods.harness.denoise import predict
 from tests.harness import tiny
@@ -35,9 +39,21 @@ def test_scaling_a_stage_leaves_the_normalised_loss():
     assert distill.feature_loss(*scaled, pairs, "none") > plain
 
 
-def test_a_width_that_was_pruned_is_left_out():
+def test_a_width_that_was_pruned_is_left_out_and_named():
+    teacher = {"a": torch.ones(2, 4), "b": torch.ones(2, 3)}
+    student = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}
+    pairs = {"a": "a", "b": "b"}
+    assert float(distill.feature_loss(teacher, student, pairs, "none")) == 1
+    found = distill.fit(teacher, student, pairs)
+    assert found.used == {"b": "b"}
+    assert found.left_out == {"a": "(4,) in the teacher, (3,) in the student"}
+
+
+@pytest.mark.parametrize("pairs", [{"a": "a"}, {}])
+def test_features_that_all_differ_cost_nothing(pairs):
     teacher, student = {"a": torch.ones(2, 4)}, {"a": torch.zeros(2, 3)}
-    assert float(distill.feature_loss(teacher, student, {"a": "a"}, "none")) == 0
+    assert float(distill.feature_loss(teacher, student, pairs, "none")) == 0
+    assert distill.fit(teacher, student, pairs).used == {}
 
 
 @pytest.mark.parametrize("kind", ["t2i", "dit"])
@@ -73,12 +89,81 @@ def test_the_whole_objective_is_the_sum_of_its_terms(kind):
         assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_dropped_stage_renumbers_the_up_blocks():
+def bk_sdm_tiny():
+    """The tiny text U-Net, whose last widths are equal, without what BK-SDM-Tiny removes."""
     pipe = tiny.conditional("t2i")
-    student = depth.drop_lowest_stage(pipe.private_copy()).denoiser
-    assert distill.feature_pairs(pipe.denoiser, student) == {
-        "down_blocks.0": "down_blocks.0",
-        "down_blocks.1": "down_blocks.1",
-        "up_blocks.1": "up_blocks.0",
-        "up_blocks.2": "up_blocks.1",
-    }
+    around = tiny.task(pipe)
+    student, _ = bk_sdm.compress(pipe.private_copy(), around, bk_sdm.Config(size="tiny"))
+    return pipe, around, student
+
+
+# Every feature term of the specification but for the stage names, one stage fewer here: a stage by
+# its index down, counted from the output up, and before the sampler where the student has none.
+TINY_POINTS = {
+    "down_blocks.0": "down_blocks.0",
+    "down_blocks.1.attentions.1.proj_out": "down_blocks.1.attentions.0.proj_out",
+    "up_blocks.1": "up_blocks.0",
+    "up_blocks.2": "up_blocks.1",
+}
+
+
+def test_a_dropped_stage_renumbers_the_up_blocks():
+    pipe, around, student = bk_sdm_tiny()
+    assert distill.feature_pairs(pipe.denoiser, student.denoiser) == TINY_POINTS
+    batch = next(around.training_batches(2))
+    objective = distill.Distillation(pipe.denoiser)
+    objective(student.denoiser, batch)
+    assert objective.points == distill.Fit(TINY_POINTS, {})
+
+
+def test_a_stage_without_transformers_is_compared_at_its_last_layer():
+    pipe = tiny.conditional("t2i")
+    gone = [f"down_blocks.1.attentions.{index}" for index in range(2)]
+    student = depth.drop_lowest_stage(depth.drop(pipe.private_copy(), gone)).denoiser
+    pairs = distill.feature_pairs(pipe.denoiser, student)
+    assert pairs["down_blocks.1.attentions.1"] == "down_blocks.1.attentions.1"
+    objective = distill.Distillation(pipe.denoiser)
+    objective(student, next(tiny.task(pipe).training_batches(2)))
+    assert objective.points == distill.Fit(pairs, {})
+
+
+def test_bk_sdm_tiny_learns_from_all_of_its_features():
+    _, around, student = bk_sdm_tiny()
+    config = distill_step.Config(steps=3, batch_size=4, precision="fp32")
+    student, notes = distill_step.compress(student, around, config)
+    assert notes["feature_points"] == TINY_POINTS and notes["feature_points_left_out"] == {}
+    assert len(notes["losses"]) == 3
+    learnt = dict(student.denoiser.named_parameters())
+    fresh = dict(bk_sdm_tiny()[2].denoiser.named_parameters())
+    assert learnt.keys() == fresh.keys()
+    assert not any(torch.equal(learnt[name], fresh[name]) for name in fresh)
+
+
+def test_notes_tell_what_was_compared():
+    pipe = tiny.conditional("t2i")
+    around = tiny.task(pipe)
+    narrow, _ = magnitude.compress(pipe.private_copy(), around, magnitude.Config(macs=0.4))
+    config = distill_step.Config(steps=1, batch_size=2, precision="fp32")
+    with_features, notes = distill_step.compress(narrow.private_copy(), around, config)
+    pairs = distill.feature_pairs(pipe.denoiser, narrow.denoiser)
+    assert notes["feature_points"] == {} and notes["feature_points_left_out"].keys() == set(pairs)
+    without, notes = distill_step.compress(narrow, around, replace(config, feature_weight=0.0))
+    assert notes["feature_points"] == {} == notes["feature_points_left_out"]
+    learned = dict(without.denoiser.named_parameters())
+    for name, parameter in with_features.denoiser.named_parameters():
+        assert torch.equal(parameter, learned[name]), name  # answers are all there is to learn
+
+
+def test_a_stage_whose_width_was_pruned_is_noted():
+    pipe = tiny.pipeline("many_heads")
+    around = tiny.task(pipe)
+    narrow, _ = magnitude.compress(pipe.private_copy(), around, magnitude.Config(macs=0.7))
+    config = distill_step.Config(steps=1, batch_size=2, precision="fp32")
+    _, notes = distill_step.compress(narrow, around, config)
+    used, left_out = notes["feature_points"], notes["feature_points_left_out"]
+    assert used and left_out
+    assert (
+        used.keys() | left_out.keys()
+        == distill.feature_pairs(pipe.denoiser, narrow.denoiser).keys()
+    )
+    assert all("in the teacher" in reason for reason in left_out.values())

@@ -11,7 +11,7 @@ from kb import results
 from methods import registry
 from methods.harness import experiment
 from methods.harness.checkpoint import load_base
-from methods.harness.experiment import Column, Finding, Lab, paired, paired_logs
+from methods.harness.experiment import Column, Finding, Lab, Paired, paired, paired_logs
 from methods.harness.run import tensors_sha256
 
 COLUMNS = (Column("a", "A"), Column("b", "B", 2))
@@ -36,6 +36,13 @@ def test_paired_logs_are_ratios() -> None:
     assert found.ratio == f"0.25 ({low:.3g} to {high:.3g}, n=3)"
     with pytest.raises(ValueError, match="positive"):
         paired_logs([1, 0], [1, 1])
+
+
+def test_a_bound_beside_one_does_not_read_as_one() -> None:
+    found = Paired(math.log(0.617), math.log(0.381), math.log(0.99962), 3)
+    assert found.ratio == "0.617 (0.381 to 0.9996, n=3)"
+    assert Paired(0.0, -0.1, math.log(1.004), 3).ratio == "1 (0.905 to 1.004, n=3)"
+    assert Paired(0.0, 0.0, 800.0, 3).ratio.startswith("1 (1 to 1.01e+304")
 
 
 def test_one_seed_gives_no_interval() -> None:
@@ -84,7 +91,7 @@ def investigate(lab, config):
     (folder / "adds_up.py").write_text(source)
     monkeypatch.setattr(registry, "EXPERIMENTS", folder)
     monkeypatch.setattr(registry, "FOLDER", tmp_path / "methods")
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "source", lambda *parts: source.encode())
     monkeypatch.setattr(experiment, "code_sha256", lambda stages: "0" * 64)
     registry.experiment_names.cache_clear()
     registry.describe_experiment.cache_clear()

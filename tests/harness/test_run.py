@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +18,14 @@ from torch import Tensor, nn
 
 from kb import results
 from methods import registry
-from methods.harness import run
+from methods.harness import bases, run
 from methods.harness.checkpoint import load_base, load_pruned, read_tensors
 from methods.harness.cost import metered
 from methods.harness.pipeline import Notes, Pipeline, Task
 from methods.harness.run import Bench, Record
 from methods.harness.sample import grid, sample
 
-from . import small_task
+from . import small_task, tiny
 from .small_task import PROTOCOL, TASK
 
 
@@ -295,8 +298,92 @@ def test_long_notes_stay_in_the_model_folder(bench: Bench, tmp_path: Path) -> No
 
 
 def test_a_model_with_steps_of_its_own_is_sampled_in_them(bench: Bench) -> None:
+    """Also where they are as many as the base's, which the protocol's replace."""
     pipe = bench.dense.private_copy()
-    for changed, steps in ((pipe, PROTOCOL.steps), (replace(pipe, steps=5), 5)):
+    same = replace(pipe, steps=int(bench.dense.steps))
+    assert PROTOCOL.steps != same.steps
+    choices = ((pipe, PROTOCOL.steps), (replace(pipe, steps=5), 5), (same, same.steps))
+    for changed, steps in choices:
         with metered(type(pipe.denoiser)) as cost:
             bench.sample(changed, 0)
         assert cost.denoiser_images == steps * PROTOCOL.samples
+
+
+def test_a_recipe_hands_on_which_steps_were_chosen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = registry.build_recipe(["dense"])
+    untouched = bench.compress(recipe, 0)[0]
+    assert bench._is_dense(untouched)
+    steps = int(bench.dense.steps)
+    monkeypatch.setattr(registry, "load", breaking(lambda pipe, task: replace(pipe, steps=steps)))
+    chosen = bench.compress(recipe, 1)[0]
+    assert chosen.steps == untouched.steps and not bench._is_dense(chosen)
+
+
+# --- provenance ------------------------------------------------------------------------------
+
+EDITED = """
+import sys
+from pathlib import Path
+
+root = Path(sys.argv[1])
+sys.path.insert(0, str(root))
+from methods.harness import bases, run
+from methods import registry
+
+recipe = registry.build_recipe(["magnitude"])
+before, state = run.code_sha256(recipe), run.git_state()
+for file in ("harness/cost.py", "magnitude.py"):
+    with (root / "methods" / file).open("a") as stream:
+        stream.write("# edited")
+assert (run.code_sha256(recipe), run.git_state()) == (before, state)
+for _ in range(2):
+    try:
+        run._load("magnitude")
+    except ValueError as error:
+        print(error)
+run._load("dense")  # was not edited
+"""
+
+
+def test_records_tell_of_the_code_that_the_process_started_with(tmp_path: Path) -> None:
+    copied = ("methods/*.py", "methods/harness/*.py", "kb/*.py", "kb/rules/*.py")
+    for path in (path for pattern in copied for path in run.ROOT.glob(pattern)):
+        target = tmp_path / path.relative_to(run.ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    asked = [sys.executable, "-c", EDITED, str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused = done.stdout.splitlines()
+    assert len(refused) == 2
+    assert all(line.startswith("methods/magnitude.py was edited after") for line in refused)
+
+
+def test_the_hash_of_the_code_is_that_of_its_files() -> None:
+    digest = hashlib.sha256()
+    files = [*sorted((run.ROOT / "methods" / "harness").glob("*.py"))]
+    files += [run.ROOT / "methods" / name for name in ("finetune.py", "magnitude.py")]
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    assert run.code_sha256(RECIPE) == digest.hexdigest()
+    with pytest.raises(ValueError, match=r"methods/nothing.py was not there"):
+        run.source("nothing.py")
+
+
+def test_dense_images_are_kept_by_all_that_they_depend_on() -> None:
+    """Decoder and requests count beside the denoiser, whose hash is the base's."""
+    pipe = tiny.conditional("t2i")
+    other = tiny.conditional("t2i", seed=1)
+    pipe = replace(pipe, autoencoder=bases.small_autoencoder())
+    hashes = {
+        run._tensors_sha256(run._around(changed))
+        for changed in (
+            pipe,
+            replace(pipe, autoencoder=bases.small_autoencoder()),
+            replace(pipe, conditioning=other.conditioning),
+        )
+    }
+    assert len(hashes) == 3
+    assert run._around(tiny.pipeline()) == {}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from methods import diff_pruning, taylor
+from methods import diff_pruning, magnitude, taylor
 from methods.harness.channels import channel_groups
+from methods.harness.denoise import predict
 from methods.harness.scores import GroupScore, chance_overlap, choose, overlap
 from methods.harness.surgery import ratio_widths
 
@@ -87,16 +88,12 @@ def test_ddpm_exp_variant_equals_a_loop_over_slices(name):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), group.name
 
 
-def magnitude_of(p):
-    return GroupScore(lambda w, _: w.abs().pow(p).sum(dim=1))
-
-
 @pytest.mark.parametrize(
     ("score", "of_slice"),
     [
         (taylor.SCORE, lambda w, g: abs(float((w * g).sum()))),
-        (magnitude_of(1), lambda w, g: float(w.abs().sum())),
-        (magnitude_of(2), lambda w, g: float(w.square().sum())),
+        (magnitude.SCORES[1], lambda w, g: float(w.abs().sum())),
+        (magnitude.SCORES[2], lambda w, g: float(w.square().sum())),
     ],
     ids=["taylor", "l1", "l2"],
 )
@@ -118,6 +115,33 @@ def test_the_scripts_other_criteria_equal_a_loop_over_slices(score, of_slice):
         assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
 
 
+def test_value_and_gate_of_a_neuron_count_in_both_programs():
+    """Only what reads a group twice is dropped, never the layer that gives both halves."""
+    pipe = tiny.conditional("t2i")
+    batch = next(tiny.task(pipe).training_batches(2))
+    model = pipe.denoiser
+    predict(model, batch.x_t, batch.t, batch.condition).square().mean().backward()
+    weights, grads = tensors(model)
+    gated = 0
+    for group in channel_groups(model):
+        if not group.name.endswith(".net.0.proj"):
+            continue
+        gated += 1
+        terms = [
+            weights[name].double() * grads[name].double()
+            for name in (group.name, group.name.removesuffix(".0.proj") + ".2")
+        ]
+        value, gate = terms[0].split(group.size)
+        read = terms[1].T
+        expected = sum(part.square().sum(dim=1) for part in (value, gate, read))
+        found = diff_pruning.SCORES["ddpm_exp"](group, weights, grads)
+        assert (found - expected).abs().max() <= 1e-5 * expected.max(), group.name
+        expected = (sum(part.abs().sum(dim=1) for part in (value, gate, read))) / 2
+        found = diff_pruning.SCORES["diffusers"](group, weights, grads)
+        assert (found - expected / expected.mean()).abs().max() <= 1e-5, group.name
+    assert gated
+
+
 @pytest.mark.parametrize("name", ["one_head", "many_heads"])
 def test_every_criterion_is_torch_prunings(name):
     """On its own groups, member for member: taylor, the sum of |w g|, L1 and L2."""
@@ -129,8 +153,8 @@ def test_every_criterion_is_torch_prunings(name):
     criteria = [
         (tp.importance.GroupTaylorImportance(multivariable=True), taylor.SCORE),
         (tp.importance.GroupTaylorImportance(), diff_pruning.SCORES["diffusers"]),
-        (tp.importance.GroupMagnitudeImportance(p=1), magnitude_of(1)),
-        (tp.importance.GroupMagnitudeImportance(p=2), magnitude_of(2)),
+        (tp.importance.GroupMagnitudeImportance(p=1), magnitude.SCORES[1]),
+        (tp.importance.GroupMagnitudeImportance(p=2), magnitude.SCORES[2]),
     ]
     for group in channel_groups(model):
         layer = model.get_submodule(group.name)

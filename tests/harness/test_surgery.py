@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.harness import surgery, zoo
+from methods.harness import depth, surgery, zoo
 from methods.harness.channels import ChannelGroup, backward_order, channel_groups
 from methods.harness.surgery import cut_channels, macs_widths, ratio_widths, select
+from methods.harness.width import width_layers
 
 from . import tiny
 
@@ -103,6 +105,26 @@ def test_ddpm_cifar10_at_ratio_03_has_the_published_size():
     assert sum(p.numel() for p in model.parameters()) == 19_851_157
     assert cost.macs(widths) == surgery.MacsModel.of(model, inputs).macs({})
     assert 3.38e9 < cost.macs(widths) < 3.40e9
+
+
+def test_half_the_decoder_of_stable_diffusion_has_the_published_size():
+    """SnapFusion prints 50M -> 13M for its image decoder; to the digit 49,490,179 -> 12,387,459."""
+    with torch.device("meta"):
+        autoencoder = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+    sizes = [sum(p.numel() for p in autoencoder.decoder.parameters())]
+    widths = surgery.decoder_widths(autoencoder, 0.5)
+    keep = {
+        group.name: select(group, torch.zeros(group.size), widths[group.name])
+        for group in channel_groups(autoencoder)
+    }
+    cut_channels(autoencoder, keep, "within")
+    sizes.append(sum(p.numel() for p in autoencoder.decoder.parameters()))
+    assert sizes == [49_490_179, 12_387_459]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -218,6 +240,29 @@ def test_unknown_groups_rules_and_models_are_named():
         cut_channels(tiny.unet(), {}, "sideways")
     with pytest.raises(ValueError, match="decoder, not Linear"):
         channel_groups(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("dit", "transformer_blocks.0"),
+        ("dit", "transformer_blocks.2"),
+        ("t2i", "down_blocks.1.attentions.0"),
+        ("t2i", "down_blocks.1.attentions.0.transformer_blocks.0"),
+        ("t2i", "mid_block.resnets.0"),
+    ],
+)
+def test_a_repeated_layer_is_refused_and_a_removed_one_passed_over(kind, name):
+    """A repeated layer has channels of its own, which would stay as they are without a word."""
+    pipe = tiny.conditional(kind)
+    dense = channel_groups(pipe.denoiser)
+    removed = depth.drop(pipe.private_copy(), [name]).denoiser
+    assert len(channel_groups(removed)) < len(dense)
+    grown = depth.repeat(pipe, [name]).denoiser
+    with pytest.raises(ValueError, match=rf"^{name}: .*described"):
+        channel_groups(grown)
+    with pytest.raises(ValueError, match=rf"^{name}: .*described"):
+        width_layers(grown)
 
 
 def test_heads_follow_the_rule():

@@ -102,9 +102,9 @@ def test_gates_of_flux_have_the_gradient_of_the_whole_graph():
         assert (lambdas[name].grad - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def held_bytes(steps, checkpointed=True):
+def held_bytes(kind, steps, checkpointed=True):
     """Most bytes that autograd holds at once, with gates that are random in every step."""
-    _, run, layers, lambdas, gates, noise = setting("dit", steps)
+    _, run, layers, lambdas, gates, noise = setting(kind, steps)
     drawn = gates(0)[layers[0].name]
     assert not torch.equal(drawn, gates(1)[layers[0].name]) and drawn.unique().numel() > 2
     with trajectory.held_by_autograd(run.model) as held:
@@ -117,10 +117,11 @@ def held_bytes(steps, checkpointed=True):
     return held.most
 
 
-def test_held_memory_does_not_grow_with_the_steps():
+@pytest.mark.parametrize("kind", ["dit", "t2i"])
+def test_held_memory_does_not_grow_with_the_steps(kind):
     """Nor does what is measured stay still by itself: the whole graph grows with the steps."""
-    assert held_bytes(16) < 1.05 * held_bytes(2)
-    assert held_bytes(16, checkpointed=False) > 7 * held_bytes(2, checkpointed=False)
+    assert held_bytes(kind, 16) < 1.05 * held_bytes(kind, 2)
+    assert held_bytes(kind, 16, checkpointed=False) > 7 * held_bytes(kind, 2, checkpointed=False)
 
 
 def test_held_bytes_by_hand():

@@ -134,9 +134,14 @@ TABLE = {
             "recipe": "some_method",
             "seeds": [0],
             "macs_fraction": 0.75,
+            "macs_fraction_range": [0.75, 0.75],
+            "macs_with_attention_fraction": 0.77,
             "params": 850000,
+            "params_range": [840000, 860000],
+            "params_fraction": 0.85,
             "nonzero_fraction": 0.8,
             "optimizer_steps": 100,
+            "optimizer_steps_range": [100, 100],
             "frechet": spread(500.0),
             "kernel": spread(0.5),
             "agreement": spread(0.8),
@@ -311,8 +316,10 @@ def test_readme_shows_results_and_times_only_when_there_are_some() -> None:
     measured = {"machine": "2 cores", "setup_seconds": 61, "compare_seconds": 200}
     measured |= {"test_seconds": 120, "disk_mb": 1400}
     with_them = render.readme(inputs(results={"task": TABLE}, measured=measured), TEMPLATES)
-    assert "| some_method | 1 | 75.0 % | 0.85 M | 80.0 % | 100 |" in with_them
-    assert "| method | seeds | MACs left | params |" in with_them
+    assert "| some_method | 75.0&nbsp;% | 500.0 | 0.800 | 1.30× | 1= |" in with_them
+    assert "| 0.85&nbsp;M (0.84–0.86) | 80.0&nbsp;% | 100 | 12.0 | 1 |" in with_them
+    assert "| **75 % of MACs** | | |" in with_them
+    assert "| method | MACs left | Fréchet ↓ | as asked ↑ |" in with_them
     assert "5000 samples, DDIM, 20 sampling steps" in with_them
     assert "standard comparison says" in with_them
     assert "Measured on 2 cores: set-up 61 s" in with_them
@@ -322,8 +329,62 @@ def test_a_method_page_shows_the_rows_that_use_it() -> None:
     other = {**TABLE["rows"][0], "slug": "some_method_two", "recipe": "some_method_two"}
     table = {**TABLE, "rows": [*TABLE["rows"], other]}
     page = render.pages(inputs(results={"task": table}), TEMPLATES)["methods/some_method.md"]
-    assert page.count("| 75.0 % |") == 1
+    assert page.count('| 75.0 % <small class="range">&#91;77.0 %&#93;</small> |') == 1
+    assert "non-zero" in page and "rank" not in page
     assert "| some_method, macs 0.75 | 3.2 | 1,234 | 56,789 | 7 | 2 MB |" in page
+
+
+def test_a_reconstruction_is_called_one_wherever_it_is_named() -> None:
+    card = {**METHOD.card, "reconstruction": True, "role": "method"}
+    method = render.Method("some_method", METHOD.doc, card, ())
+    made = render.Inputs(literature(), PROJECT, methods=(method,), results={"task": TABLE})
+    readme, found = render.readme(made, TEMPLATES), render.pages(made, TEMPLATES)
+    assert "[`some_method`](methods/some_method.py) (reconstruction)" in readme
+    assert "[some_method](methods/some_method.py) (reconstruction)" in readme
+    assert "# some_method (reconstruction)" in found["methods/some_method.md"]
+    assert "[some_method](some_method.md) (reconstruction)" in found["methods/index.md"]
+    assert "runs here (reconstruction)" in found["index.md"]
+    assert "runs here (reconstruction)" in found["papers/index.md"]
+    assert "[some_method (reconstruction)]" in found["papers/first.md"]
+
+
+def test_a_method_page_begins_with_a_command_that_gives_what_the_method_needs() -> None:
+    card = {**METHOD.card, "known_as": "Some|Thing", "recipe": ("other", "some_method")}
+    card["try"] = ("some_method.ratio=0.5", "other.a_rather_long_name_of_a_setting=0.123456789")
+    method = render.Method("some_method", METHOD.doc, card, ())
+    made = render.Inputs(literature(), PROJECT, methods=(method,))
+    page = render.pages(made, TEMPLATES)["methods/some_method.md"]
+    block = page[page.index("```sh") : page.index("```\n", page.index("```sh") + 5)]
+    assert " ".join(block.replace("\\\n", " ").split()[1:]) == (
+        "python -m methods run other some_method --task task --set some_method.ratio=0.5 "
+        "--set other.a_rather_long_name_of_a_setting=0.123456789"
+    )
+    assert max(map(len, block.splitlines())) < 100
+    assert "Some&#124;Thing, paper:" in page
+
+
+def test_the_reference_has_no_steps_and_no_cost_of_a_cut() -> None:
+    card = {"paper": None, "granularity": None, "unit": None, "role": "reference", "tasks": ["t"]}
+    method = render.Method("some_method", "The row beside the others.", card, ())
+    made = render.Inputs(literature(), PROJECT, methods=(method,), results={"task": TABLE})
+    found = render.pages(made, TEMPLATES)
+    page = found["methods/some_method.md"]
+    assert "Idea and steps" not in page and "Granularity" not in page and "cut itself" not in page
+    assert "| – | – | reference | – |" in found["methods/index.md"]
+
+
+def test_masks_that_miss_their_bar_are_named() -> None:
+    times = {"min_ms": 1.0, "max_ms": 99.0, "stable_sort_ms": 500.0}
+    masks = {
+        "date": "2026-01-02",
+        "shape": [3072, 3072],
+        "rounds": 15,
+        "system": {"cpu": "a processor", "torch": "2"},
+        "masks": {"2:4": {"median_ms": 49.9, **times}, "rows": {"median_ms": 50.0, **times}},
+    }
+    page = render.pages(inputs(masks=masks), TEMPLATES)["methods/index.md"]
+    assert "bar is 50 ms; “rows” misses it" in page.replace("\n", " ")
+    assert "| 2:4 | 49.9 | 1.0–99.0 | 500 | yes |" in page and "| **no** |" in page
 
 
 def test_an_experiment_has_a_page_and_stands_on_its_methods_page() -> None:

@@ -105,6 +105,86 @@ def test_rows_hold_mean_range_and_count_over_seeds(tmp_path: Path) -> None:
     assert only["seeds"] == [0, 1, 2] and only["rank"] is None
 
 
+def test_what_differs_between_seeds_is_shown_as_a_range(tmp_path: Path) -> None:
+    data = [record(seed=seed, params=80 + 2 * seed, macs=750 + 10 * seed) for seed in range(3)]
+    data[2]["cost"][0]["optimizer_steps"] = 30
+    for item in data:
+        item["size"]["params"] *= 10**5
+    (only,) = table_of(tmp_path, *data)["rows"]
+    assert only["params"] == 82 * 10**5 and only["macs"] == 760 and only["optimizer_steps"] == 10
+    shown = results.cells(only)
+    assert shown["params"] == "8.20 M (8.00–8.40)"
+    assert shown["macs_fraction"] == "76.0 % (75.0–77.0)"
+    assert shown["macs_with_attention_fraction"] == "76.2 %"  # 770 / 1010
+    assert shown["optimizer_steps"] == "10 (0–30)"
+    (alone,) = table_of(tmp_path / "one", data[0])["rows"]
+    assert results.cells(alone)["params"] == "8.00 M"
+
+
+def test_the_protocol_names_the_weight_of_guidance() -> None:
+    assert "guidance" not in results.protocol_line({"samples": 9, "guidance": None})
+    assert results.protocol_line({"samples": 9, "guidance": 2.0}).startswith(
+        "9 samples at guidance weight 2, "
+    )
+
+
+def test_a_claim_gives_the_better_minus_the_worse(tmp_path: Path) -> None:
+    data = [record("taylor", s, 100.0 + s) for s in range(3)]  # 10 better, 11, 12
+    data += [record("magnitude", s, 110.0 + 2 * s) for s in range(3)]
+    for item, share in zip(data, (0.9, 0.9, 0.9, 0.5, 0.51, 0.52), strict=True):
+        item["quality"]["agreement"] = {"class": share}
+    pairs = table_of(tmp_path, *data)["comparisons"]
+    said = {pair["metric"]: results.claim(pair) for pair in pairs}
+    assert "taylor is better than magnitude" in said["frechet"]
+    # The interval of -10, -11, -12 is -11 -+ 4.302653 / sqrt(3).
+    assert "first minus second: -11 in Fréchet distance" in said["frechet"]
+    assert "95% interval -13.48 to -8.516, n=3" in said["frechet"]
+    assert "taylor is better than magnitude (first minus second: 0.39 of all" in said["as_asked"]
+    (turned,) = [
+        {**pair, "a": pair["b"], "b": pair["a"], "a_label": pair["b_label"]}
+        | {"b_label": pair["a_label"], "better": "a" if pair["better"] == "b" else "b"}
+        | {"difference": -pair["difference"], "interval": [-e for e in pair["interval"][::-1]]}
+        for pair in pairs
+        if pair["metric"] == "frechet"
+    ]
+    assert results.claim(turned) == said["frechet"]
+
+
+def test_a_reconstruction_is_called_one(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record("smaller_faster_sd"), record("taylor"))
+    assert {r["recipe"] for r in table["rows"]} == {"smaller_faster_sd (reconstruction)", "taylor"}
+    said = " ".join(results.claim(pair) for pair in table["comparisons"])
+    assert said.count("smaller_faster_sd (reconstruction)") == said.count("smaller_faster_sd") > 0
+    assert results.labelled("smaller_faster_sd-a1+x: b") == (
+        "smaller_faster_sd-a1+x (reconstruction): b"
+    )
+    assert results.labelled("a_smaller_faster_sd") == "a_smaller_faster_sd"
+
+
+def test_rows_are_grouped_by_size_and_sorted_within() -> None:
+    def made(slug: str, macs: float, frechet: float, kept: float = 0.5) -> results.Table:
+        found = {"slug": slug, "macs_fraction": macs, "frechet": {"mean": frechet}}
+        return found | {"params_fraction": 1.0 if macs == 1 else 0.5, "nonzero_fraction": kept}
+
+    rows = [
+        made("zeros", 1.0, 1),
+        made("small", 0.2, 2),
+        made("worse", 0.49, 9),
+        made("dense", 1.0, 3, kept=1.0),
+        made("better", 0.51, 4),
+        made("big", 0.9, 8),
+        made("wide", 0.74, 5),
+    ]
+    found = [(name, [r["slug"] for r in group]) for name, group in results.by_size(rows)]
+    assert found == [
+        ("", ["dense"]),
+        ("75 % of MACs", ["wide"]),
+        ("50 % of MACs", ["better", "worse"]),
+        ("other sizes", ["big", "small"]),
+        ("zeros, all MACs", ["zeros"]),
+    ]
+
+
 def test_paired_interval_is_students() -> None:
     low, high = results.paired_interval([1.0, 2.0, 3.0]) or (0.0, 0.0)
     half = 4.302652729749464 / math.sqrt(3)  # t of 2 degrees of freedom at 0.975; deviation 1

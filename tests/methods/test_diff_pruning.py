@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
 from methods import diff_pruning
+from methods.diff_pruning import SCORES
 from methods.harness import zoo
 from methods.harness.channels import channel_groups
 from methods.harness.checkpoint import load_base, load_pruned, save_pruned
 from methods.harness.gradients import accumulate_gradients
 from methods.harness.pipeline import Examples, Pipeline
 from methods.harness.sample import sample
-from methods.harness.scores import overlap
+from methods.harness.scores import choose, overlap
+from methods.harness.surgery import ratio_widths
 from tests.harness import tiny
 
 
@@ -212,6 +215,39 @@ def test_notes_tell_the_stop_and_the_kept_channels(variant):
     assert isinstance(pruned, Pipeline)
     assert notes["stop"] == 200 * (len(notes["losses"]) - 1)
     assert notes["keep"] == pruned.edits[0]["keep"]
+
+
+def test_a_variant_is_its_programs_loss_stop_and_score():
+    """Put together by hand for all eight mixtures, of which two are a program."""
+    pipe = tiny.pipeline("one_head")
+    around = tiny.task(pipe)
+    settings = {"ratio": 0.5, "batch_size": 4, "stride": 150, "threshold": 0.97}
+    widths = ratio_widths(channel_groups(pipe.denoiser), 0.5)
+    examples = around.calibration_batch(4)
+    noise = torch.randn(examples.x0.shape, generator=around.generator("diff_pruning/noise"))
+    mixtures = {}
+    for include_last, sum_pixels, score in product((True, False), (True, False), SCORES):
+        model = copy.deepcopy(pipe.denoiser)
+        losses = accumulate_gradients(
+            model,
+            around,
+            examples,
+            noise,
+            threshold=0.97,
+            stride=150,
+            include_last=include_last,
+            sum_pixels=sum_pixels,
+        )
+        keep = choose(model, SCORES[score], widths, order="sequential")
+        mixtures[include_last, sum_pixels, score] = (losses, keep)
+    programs = {"diffusers": (True, False), "ddpm_exp": (False, True)}
+    for variant, (include_last, sum_pixels) in programs.items():
+        config = diff_pruning.Config(variant=variant, **settings)
+        _, notes = diff_pruning.compress(pipe.private_copy(), around, config)
+        mine = mixtures.pop((include_last, sum_pixels, variant))
+        assert (notes["losses"], notes["keep"]) == mine
+        assert 1 < len(notes["losses"]) < 7, "the stop has to come, and after something"
+        assert mine not in mixtures.values(), "another mixture would do as well"
 
 
 def test_planted_redundancy_is_found():

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from methods import ecodiff
-from methods.harness.width import WidthLayer, gated, keep_units, width_layers
+from methods.harness.data import ImageSet, Splits
+from methods.harness.denoise import predict
+from methods.harness.pipeline import Pipeline, Task
+from methods.harness.width import WidthLayer, closed, gated, keep_units, width_layers
 from tests.harness import tiny
 
 
@@ -110,7 +115,7 @@ def test_planted_redundancy_is_found():
         ratio=0.5, prompts=8, epochs=20, batch_size=4, steps=3, beta=0.02, learning_rate=0.1
     )
     lambdas, losses = ecodiff.learn(pipe, around, layers, config)
-    assert losses[-1] == losses[-1]
+    assert len(losses) == 20 * 2 and all(map(math.isfinite, losses))
     keep = ecodiff.select_units(layers, lambdas, 0.5, "local")
     total = sum(len(units) for units in idle.values())
     found = sum(len(idle[name] - set(units)) for name, units in keep.items())
@@ -134,6 +139,91 @@ def test_planted_redundancy_is_found():
         for item in layers
     }
     assert 20 * error(keep) <= error(chance)
+    assert losses[-1] < error(chance), "the gates learn to spare what the image needs"
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit", "mmdit"])
+def test_single_answers_have_the_gradients_of_their_sum_over_the_steps(kind):
+    """One graph over all steps, guidance written out, against one step at a time."""
+    pipe = tiny.conditional(kind)
+    pipe.denoiser.requires_grad_(False)
+    layers = width_layers(pipe.denoiser)
+    lambdas = {item.name: torch.ones(item.units, requires_grad=True) for item in layers}
+    gates = ecodiff.GateNoise(lambdas, 1e-6, 0, "test")
+    condition, null = pipe.condition(torch.tensor([1, 2])), pipe.nothing(2)
+    run = ecodiff.Run(pipe.denoiser, ecodiff.linear_steps(pipe.scheduler, 3), condition, null, 2.0)
+    with torch.no_grad():
+        dense = run.latents(tiny.task(pipe).noise(2, "start"))
+
+    def answer(step, x):
+        t = torch.full((2,), int(step.t))
+        one, nothing = (predict(pipe.denoiser, x, t, asked) for asked in (condition, null))
+        return nothing + 2.0 * (one - nothing)
+
+    errors = []
+    for index, step in enumerate(run.steps):
+        drawn = gates(index)
+        with gated(pipe.denoiser, layers, drawn.get):
+            found = answer(step, dense[index])
+        errors.append((found - answer(step, dense[index])).square().mean())
+    whole = sum(errors) / 3
+    expected = torch.autograd.grad(whole, list(lambdas.values()))
+    value = ecodiff.step_backward(run, dense, layers, gates)
+    assert value == pytest.approx(float(whole.detach()), rel=1e-5)
+    for (name, found), gradient in zip(lambdas.items(), expected, strict=True):
+        assert gradient.abs().sum() > 0, name
+        assert (found.grad - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def settled(kind, **changes):
+    """A short run on a tiny model: (dense pipeline, pruned one, notes)."""
+    pipe = tiny.conditional(kind)
+    if kind == "mmdit":
+        pipe = replace(pipe, scheduler=FlowMatchEulerDiscreteScheduler())
+    config = ecodiff.Config(prompts=4, epochs=2, batch_size=2, steps=3, **changes)
+    return pipe, *ecodiff.compress(pipe.private_copy(), tiny.task(pipe), config)
+
+
+@pytest.mark.parametrize("objective", ["trajectory", "step"])
+def test_a_model_of_stable_diffusion_3s_class_is_learned_on_and_cut(objective):
+    """Euler steps of flow matching from noise to latents, joint attention of image and text."""
+    pipe, small, notes = settled("mmdit", ratio=0.5, objective=objective)
+    layers = width_layers(pipe.denoiser)
+    assert {item.kind for item in layers} == {"heads", "neurons"}
+    assert notes["kept"] == {item.name: item.units // 2 for item in layers}
+    assert {item.name: item.units for item in width_layers(small.denoiser)} == notes["kept"]
+    assert all(map(math.isfinite, notes["losses"])) and min(notes["losses"]) > 0
+
+    keep = {}
+    for item in layers:
+        ranks = torch.tensor(notes["lambda"][item.name])
+        assert (ranks != 3.0).all(), f"{item.name}: lambda did not move"
+        keep[item.name] = small.edits[-1]["keep"][item.name]
+        gone = sorted(set(range(item.units)) - set(keep[item.name]))
+        assert ranks[keep[item.name]].min() >= ranks[gone].max()
+    steps = ecodiff.linear_steps(pipe.scheduler, 3)
+    rows, noise = torch.tensor([1, 2]), tiny.task(pipe).noise(2, "held out")
+    latents = [
+        ecodiff.Run(p.denoiser, steps, p.condition(rows), p.nothing(2), 2.0) for p in (pipe, small)
+    ]
+    with torch.no_grad():
+        last = latents[1].latents(noise)[-1]
+        with gated(pipe.denoiser, layers, closed(layers, keep, "cpu").get):
+            masked = latents[0].latents(noise)[-1]
+    assert (last - masked).abs().max() <= 1e-4 * masked.abs().max()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_flux_is_refused_by_name_before_anything_is_computed(dynamic):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic)
+    pipe = Pipeline(tiny.flux(), scheduler, 3)
+    around = Task("tiny", pipe, Splits(*[ImageSet(torch.zeros(1, 3, 8, 8), torch.zeros(1))] * 3))
+    before = {name: tensor.clone() for name, tensor in pipe.denoiser.state_dict().items()}
+    with pytest.raises(ValueError, match=r"FluxTransformer2DModel: .* packed .* shift"):
+        ecodiff.compress(pipe, around, ecodiff.Config(ratio=0.2))
+    after = pipe.denoiser.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.requires_grad for p in pipe.denoiser.parameters())
 
 
 def test_requests():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import compress, product
+
 import pytest
 import torch
 
@@ -51,6 +54,38 @@ def test_the_budget_is_met_with_the_least_predicted_damage(kind, params):
         assert not slack or notes["damage"][name] <= 0
     assert notes["predicted"] == pytest.approx(sum(notes["damage"][n] for n in notes["removed"]))
     assert notes["joint"] > 0
+
+
+@pytest.mark.parametrize("kind", ["t2i", "dit"])
+def test_what_goes_is_the_best_of_all_sets_and_its_joint_damage_that_of_the_result(kind):
+    pipe, _, _ = setting(kind)
+    if kind == "t2i":  # few enough layers to try every set
+        pipe = replace(pipe, denoiser=tiny.text_unet(layers=1))
+    around = tiny.task(pipe)
+    config = laptop_diff.Config(params=0.7, batch_size=4, timesteps=3)
+    small, notes = laptop_diff.compress(pipe.private_copy(), around, config)
+
+    units = removable(pipe.denoiser)
+    total = sum(p.numel() for p in pipe.denoiser.parameters())
+    wanted = total - int(0.7 * total)
+    best = min(
+        (
+            chosen
+            for chosen in product((False, True), repeat=len(units))
+            if sum(unit.params for unit in compress(units, chosen)) >= wanted
+        ),
+        key=lambda chosen: sum(notes["damage"][unit.name] for unit in compress(units, chosen)),
+    )
+    assert set(notes["removed"]) == {unit.name for unit in compress(units, best)}
+
+    errors = []
+    with torch.no_grad():
+        for batch in calibration(around, 4, 3, "laptop_diff"):
+            inputs = (batch.x_t, batch.t, batch.condition)
+            change = predict(small.denoiser, *inputs) - predict(pipe.denoiser, *inputs)
+            errors.append(float(change.square().mean()))
+    assert notes["joint"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    assert notes["joint"] != pytest.approx(notes["predicted"], rel=1e-3)
 
 
 def test_nothing_asked_is_the_identity():

@@ -12,6 +12,7 @@ from torch import nn
 from methods import sparsedm
 from methods.harness.calibration import calibration
 from methods.harness.masks import NOfM, as_matrix, removed, sparse_layers
+from methods.harness.train import Recipe, retrain
 from methods.sparsedm import Config, SparseLoss, SparseWeight, compress, schedule
 from tests.harness import tiny
 
@@ -154,6 +155,70 @@ def test_progressive_phases_are_the_papers():
     phases = schedule(NOfM(2, 4), 103)
     assert [str(pattern) for pattern, _ in phases] == ["6:8", "5:8", "4:8", "2:4"]
     assert [steps for _, steps in phases] == [25, 25, 25, 28]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decay": 0.2, "noise_weight": 0.7, "teacher_weight": 2.0},
+        {"dense_gradient": False, "noise_weight": 0.0, "teacher_weight": 0.5},
+        {"n": 1, "progressive": True, "decay": 0.2, "layout": "flattened"},
+    ],
+)
+def test_a_run_is_its_phases_trained_one_after_the_other(changes):
+    """Written out with every setting of its own, so that none can stand in another's place."""
+    base = tiny.pipeline()
+    student = tiny.pipeline(seed=3)
+    config = Config(
+        steps=6,
+        batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.05,
+        ema_decay=0.6,
+        precision="fp32",
+        **changes,
+    )
+    model = copy.deepcopy(student.denoiser)
+    pruned, notes = compress(student, tiny.task(base), config)
+
+    layers = sparse_layers(model)
+    target = NOfM(config.n, 4, config.layout)
+    phases = [(target, 6)]
+    if config.progressive:
+        phases = [(NOfM(k, 8, config.layout), 1) for k in (5, 3, 2)] + [(target, 3)]
+    first = {name: removed(layer.weight.detach().abs(), target) for name, layer in layers.items()}
+    batches, losses = tiny.task(base).training_batches(4), []
+    for pattern, steps in phases:
+        recipe = Recipe(
+            steps=steps,
+            batch_size=4,
+            learning_rate=1e-2,
+            betas=(0.99, 0.999),
+            weight_decay=0.05,
+            warmup=1,
+            ema_decay=0.6,
+            precision="fp32",
+        )
+        loss = SparseLoss(
+            pattern,
+            tuple(layers),
+            decay=config.decay,
+            teacher=base.denoiser,
+            noise_weight=config.noise_weight,
+            teacher_weight=config.teacher_weight,
+            dense_gradient=config.dense_gradient,
+        )
+        losses += retrain(model, batches, recipe, loss)
+    moved = 0
+    with torch.no_grad():
+        for name, layer in layers.items():
+            mask = removed(layer.weight.abs(), target)
+            moved += int((mask != first[name]).sum())
+            layer.weight.masked_fill_(mask, 0.0)
+    assert moved > 0, "the masks of the start would pass for those of the end"
+    assert notes["losses"] == losses
+    expected, found = model.state_dict(), pruned.denoiser.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_every_phase_has_an_optimizer_of_its_own(monkeypatch):

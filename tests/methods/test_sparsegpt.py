@@ -76,19 +76,48 @@ def test_second_order_beats_wanda_beats_magnitude(pattern, seed):
     assert mask.sum() == weight.numel() // 2
 
 
-def test_ratio_zero_is_the_identity():
+@pytest.mark.parametrize("changes", [{"ratio": 0.0}, {"pattern": "n:m", "n": 4, "m": 4}])
+def test_a_pattern_that_takes_nothing_is_the_identity(changes):
     base = tiny.pipeline()
-    config = Config(ratio=0.0, batch_size=2, timesteps=1)
-    pruned, _ = compress(base.private_copy(), tiny.task(base), config)
+    config = Config(batch_size=2, timesteps=1, **changes)
+    pruned, notes = compress(base.private_copy(), tiny.task(base), config)
     before, after = base.denoiser.state_dict(), pruned.denoiser.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert set(notes["zeroed"].values()) == {0}
 
 
-def test_columns_without_input_are_cleared_and_do_no_harm():
+@pytest.mark.parametrize("pattern", [Unstructured(0.0), NOfM(4, 4)])
+def test_nothing_taken_leaves_columns_without_input_too(pattern):
     weight, x, _ = problem(4, 8, 40)
     x[:, 2] = 0.0
-    found, _ = solve(weight, 2 / 40 * x.T @ x, Unstructured(0.5))
-    assert (found[:, 2] == 0).all() and found.isfinite().all()
+    found, mask = solve(weight, 2 / 40 * x.T @ x, pattern)
+    assert torch.equal(found, weight) and not mask.any()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), Unstructured(0.125), NOfM(2, 4)])
+def test_columns_without_input_are_cleared_counted_and_do_no_harm(pattern):
+    weight, x, _ = problem(4, 8, 40)
+    x[:, [0, 1, 2]] = 0.0
+    found, mask = solve(weight, 2 / 40 * x.T @ x, pattern)
+    assert (found[:, :3] == 0).all() and found.isfinite().all()
+    assert torch.equal(mask, found == 0)
+    # What the pattern asks for, and in full columns what it would have left.
+    taken = {Unstructured(0.5): 16, Unstructured(0.125): 12, NOfM(2, 4): 4 * (3 + 2)}
+    assert int(mask.sum()) == taken[pattern]
+
+
+def test_notes_count_columns_without_input():
+    """Two of sixteen channels are silent at a layer that is to lose a tenth of its weights."""
+    base = tiny.pipeline()
+    block = base.denoiser.down_blocks[0].resnets[0]
+    with torch.no_grad():
+        block.norm1.weight[:2], block.norm1.bias[:2] = 0.0, 0.0
+    config = Config(ratio=0.1, batch_size=2, timesteps=1)
+    pruned, notes = compress(base.private_copy(), tiny.task(base), config)
+    name = "down_blocks.0.resnets.0.conv1"
+    weight = pruned.denoiser.get_submodule(name).weight
+    assert (weight[:, :2] == 0).all()
+    assert notes["zeroed"][name] == int((weight == 0).sum()) >= weight.numel() // 8
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "n:m"])

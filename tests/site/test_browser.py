@@ -24,7 +24,8 @@ DESK = {"width": 1280, "height": 900}
 SCHEMES = {"light": "default", "dark": "slate"}
 PAGES = (
     *("index", "papers/index", "papers/diff-pruning", "papers/tinyfusion", "claims", "unreported"),
-    *("families/weight-pruning", "methods/index", "methods/diff_pruning"),
+    *("families/weight-pruning", "methods/index", "methods/diff_pruning", "methods/snapfusion"),
+    *("methods/dense", "experiments/index"),
     *("tools", "tutorials", "data", "glossary", "fields", "rules"),
     "contributing",
 )
