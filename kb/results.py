@@ -125,7 +125,7 @@ class Provenance(_Strict):
     code_sha256: str
     base: str
     base_sha256: str
-    device: str | None = None  # absent in records of before it was kept: the command names a GPU
+    device: str  # where images were drawn and features taken; times have their own device
     system: dict[str, Any]
 
 
@@ -150,12 +150,6 @@ class Record(_Strict):
     def macs_fraction(self) -> float:
         """MACs left, of the dense model's."""
         return self.size.macs / self.size.dense.macs
-
-    @property
-    def device(self) -> str:
-        """Where images were drawn and features taken: cpu or cuda. Times have their own device."""
-        named = "cuda" if "--device cuda" in self.provenance.command else "cpu"
-        return self.provenance.device or named
 
     @property
     def optimizer_steps(self) -> int:
@@ -654,7 +648,11 @@ def _differences(
 ) -> tuple[list[int], list[float]]:
     """(seeds, a - b): a device rounds in its own way, so only one kind of device is paired."""
     left, right = (
-        {(r.seed, r.device): v for r in of if (v := getattr(r.quality, metric)) is not None}
+        {
+            (r.seed, r.provenance.device): v
+            for r in of
+            if (v := getattr(r.quality, metric)) is not None
+        }
         for of in (a, b)
     )
     pairs = sorted(left.keys() & right.keys())
@@ -785,7 +783,7 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     systems = {str(r.provenance.system.get("cpu")) for r in found}
     if len(systems) > 1:
         notes.append("Times come from different machines: " + "; ".join(sorted(systems)) + ".")
-    devices = {record.device for record in found}
+    devices = {record.provenance.device for record in found}
     if "cuda" in devices:
         notes.append(
             f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds "

@@ -70,6 +70,7 @@ def record(
             "code_sha256": "c",
             "base": "fashion_unet",
             "base_sha256": "b",
+            "device": "cpu",
             "system": {"cpu": "a processor"},
         },
     }
@@ -238,11 +239,11 @@ def test_rows_of_different_devices_are_not_compared(tmp_path: Path) -> None:
     here = [record("magnitude", seed, 100.0 + seed) for seed in (0, 1)]
     there = [record("random", seed, 200.0 + 2 * seed) for seed in (0, 1)]
     for data in there:
-        data["provenance"]["command"] += " --device cuda"
+        data["provenance"]["device"] = "cuda"
     table = table_of(tmp_path / "mixed", *here, *there)
     assert table["comparisons"] == []
     assert any("a GPU and a CPU" in note for note in table["notes"])
-    for data in here:  # as records say it today
+    for data in here:
         data["provenance"]["device"] = "cuda"
     assert table_of(tmp_path / "alike", *here, *there)["comparisons"]
 
