@@ -729,14 +729,16 @@ def _comparison(
     }
 
 
-def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+def paired_interval(
+    differences: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
     """Two-sided Student t interval of the mean difference; None for fewer than two pairs."""
     n = len(differences)
     if n < 2:
         return None
     from scipy.special import stdtrit
 
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * statistics.stdev(differences)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * statistics.stdev(differences)
     mean = statistics.fmean(differences)
     return mean - half / math.sqrt(n), mean + half / math.sqrt(n)
 

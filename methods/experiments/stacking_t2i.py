@@ -5,7 +5,7 @@
 agreement with the request, CPU time and bytes. Pruned is laptop_diff; int8 has CPU kernels only and
 leaves convolutions in fp32.
 
-Expect: `python -m methods experiment stacking_t2i`, not run yet, so its time is not known.
+Expect: `python -m methods experiment stacking_t2i`, 13 minutes of one core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from methods.harness.experiment import Finding, Lab
 CARD = {
     "methods": ["laptop_diff", "distill"],
     "task": "fashion_t2i",
-    "bar": "no combination errs surely more than the sum of its parts (95 % interval over images)",
+    "bar": "no combination errs surely more than the sum of its parts (95 % intervals over images, "
+    "held jointly)",
     "source": "the question that every list of complements leaves open: do the gains stack?",
 }
 
@@ -32,7 +33,8 @@ class Config:
 
     params: float = 0.75  # denoiser parameters left
     distill_steps: int = 100  # optimizer steps
-    images: int = 60  # of every combination
+    distill_batch: int = 64  # images in each
+    images: int = 40  # of every combination
     most_steps: int = 50  # sampling steps of the reference
     some_steps: int = 20
     few_steps: int = 8
@@ -41,10 +43,13 @@ class Config:
 def investigate(lab: Lab, config: Config) -> Finding:
     """Every combination on this base."""
     size = f"laptop_diff.params={config.params}"
-    retrained = f"distill.steps={config.distill_steps}"
+    retrained = [
+        f"distill.steps={config.distill_steps}",
+        f"distill.batch_size={config.distill_batch}",
+    ]
     recipes = {
         "pruned": registry.build_recipe(["laptop_diff"], [size]),
-        "distilled": registry.build_recipe(["laptop_diff", "distill"], [size, retrained]),
+        "distilled": registry.build_recipe(["laptop_diff", "distill"], [size, *retrained]),
     }
     steps = (config.most_steps, config.some_steps, config.few_steps)
     return stacking.investigate(lab, "fashion_t2i", recipes, steps, config.images)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
+from methods.experiments import stacking_t2i
 from methods.harness import stacking
+from tests.experiments import text_lab
 from tests.harness import tiny
 
 
@@ -48,6 +51,43 @@ def test_int8_stays_near_and_is_smaller(name: str) -> None:
     after = stacking.quantized_bytes(small.denoiser)
     # Each weight gives up three bytes of four; scales and zero points cost a little.
     assert before - saved <= after <= before - saved + 200 * len(linear)
+
+
+def test_intervals_hold_for_all_combinations_together() -> None:
+    """Four images, two combinations: each gets 97.5 %, of which t with 3 degrees is 4.177."""
+    start = ("dense", "fp32", "ddim", 50)
+    cells = {
+        start: torch.zeros(4),
+        ("pruned", "fp32", "ddim", 50): torch.zeros(4),
+        ("dense", "int8", "ddim", 50): torch.zeros(4),
+        ("dense", "fp32", "ddim", 8): torch.zeros(4),
+        ("pruned", "int8", "ddim", 50): torch.tensor([0.0, 1.0, 2.0, 3.0]),
+        ("pruned", "fp32", "ddim", 8): torch.zeros(4),
+    }
+    _, _, interval = stacking.excess(cells, ("pruned", "int8", "ddim", 50), 50)
+    half = 4.1765 * math.sqrt(5 / 3) / 2  # sample variance 5 / 3
+    assert interval == pytest.approx((1.5 - half, 1.5 + half), abs=1e-3)
+
+
+def test_every_combination_at_small_size(tmp_path, monkeypatch) -> None:
+    config = stacking_t2i.Config(
+        params=0.9,
+        distill_steps=1,
+        distill_batch=4,
+        images=3,
+        most_steps=3,
+        some_steps=2,
+        few_steps=1,
+    )
+    found = stacking_t2i.investigate(text_lab.lab(tmp_path, monkeypatch), config)
+    assert json.dumps(found.rows)
+    cells = {(r["model"], r["precision"], r["sampler"], r["steps"]): r for r in found.rows}
+    assert len(cells) == len(found.rows) == 3 * 3 * 2 * 3
+    start = cells["dense", "fp32", "ddim", 3]
+    assert start["error"] == 0 and start["speedup"] == 1
+    assert all(row["error"] > 0 for row in found.rows if row is not start)
+    assert cells["pruned", "int8", "ddim", 3]["bytes"] < cells["dense", "int8", "ddim", 3]["bytes"]
+    assert "Of 44 combinations" in found.answer
 
 
 def test_other_models_than_the_three_are_refused() -> None:
