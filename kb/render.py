@@ -114,6 +114,11 @@ class Method:
         return label(self.name, self.card)
 
     @property
+    def mark(self) -> Markup:
+        """What the label adds to the name, for where the name alone is a link."""
+        return Markup(self.label.removeprefix(self.name))  # with its space, which a cell loses
+
+    @property
     def command(self) -> str:
         """The command that tries it, on as many lines as it needs."""
         words = command(self.name, self.card).replace("--set ", "--set\0")  # stays with its value
@@ -269,12 +274,7 @@ def term_id(value: Term | Metric | type[Term]) -> str:
 def figure(text: str) -> Markup:
     """A cell of a result table; the range over seeds is small and does not break."""
     mean, bracket, rest = text.partition(" (")
-    shown = plain(mean)
-    return (
-        shown + Markup(' <small class="range">({}</small>').format(plain(rest))
-        if bracket
-        else shown
-    )
+    return plain(mean) + Markup(" ") + small(f"({rest}") if bracket else plain(mean)
 
 
 def unbroken(text: str) -> Markup:

@@ -125,7 +125,7 @@ class Provenance(_Strict):
     code_sha256: str
     base: str
     base_sha256: str
-    device: str | None = None  # absent in records of before it was kept: the command names a GPU
+    device: str  # where images were drawn and features taken; times have their own device
     system: dict[str, Any]
 
 
@@ -151,11 +151,9 @@ class Record(_Strict):
         """MACs left, of the dense model's."""
         return self.size.macs / self.size.dense.macs
 
-    @property
-    def device(self) -> str:
-        """Where images were drawn and features taken: cpu or cuda. Times have their own device."""
-        named = "cuda" if "--device cuda" in self.provenance.command else "cpu"
-        return self.provenance.device or named
+    def took(self, cost: CostRecord) -> float:
+        """CPU seconds of a stage, whatever else the machine had to do; of a GPU wall-clock ones."""
+        return cost.cpu_seconds if self.provenance.device == "cpu" else cost.seconds
 
     @property
     def optimizer_steps(self) -> int:
@@ -326,7 +324,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ),
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
-    ("cost_seconds", "cost s", "wall-clock seconds of pruning and retraining, mean over seeds"),
+    ("cost_seconds", "cost s", "CPU seconds (GPU: wall-clock) of pruning and retraining, mean"),
     ("rank", "rank", "among rows of equal MACs and retraining; = marks a tie"),
 )
 
@@ -443,7 +441,7 @@ def _row(group: Sequence[Record]) -> Table:
         "peak_memory_fraction": statistics.fmean(
             record.memory.peak_bytes / record.memory.dense_peak_bytes for record in group
         ),
-        "cost_seconds": statistics.fmean(sum(c.seconds for c in record.cost) for record in group),
+        "cost_seconds": statistics.fmean(sum(map(r.took, r.cost)) for r in group),
         "denoiser_images": round(
             statistics.fmean(sum(c.denoiser_images for c in record.cost) for record in group)
         ),
@@ -460,8 +458,11 @@ def _compression(group: Sequence[Record]) -> Table:
     own = [[c for c in r.cost if c.method not in _RECOVERIES] or r.cost for r in group]
     found: Table = {
         key: statistics.fmean(sum(getattr(c, key) for c in costs) for costs in own)
-        for key in ("seconds", "denoiser_calls", "denoiser_images", "optimizer_steps")
+        for key in ("denoiser_calls", "denoiser_images", "optimizer_steps")
     }
+    found["seconds"] = statistics.fmean(
+        sum(map(record.took, costs)) for record, costs in zip(group, own, strict=True)
+    )
     peaks = [
         max(c.peak_bytes or 0 for c in costs)
         for costs in own
@@ -654,7 +655,11 @@ def _differences(
 ) -> tuple[list[int], list[float]]:
     """(seeds, a - b): a device rounds in its own way, so only one kind of device is paired."""
     left, right = (
-        {(r.seed, r.device): v for r in of if (v := getattr(r.quality, metric)) is not None}
+        {
+            (r.seed, r.provenance.device): v
+            for r in of
+            if (v := getattr(r.quality, metric)) is not None
+        }
         for of in (a, b)
     )
     pairs = sorted(left.keys() & right.keys())
@@ -787,7 +792,7 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
     systems = {str(r.provenance.system.get("cpu")) for r in found}
     if len(systems) > 1:
         notes.append("Times come from different machines: " + "; ".join(sorted(systems)) + ".")
-    devices = {record.device for record in found}
+    devices = {record.provenance.device for record in found}
     if "cuda" in devices:
         notes.append(
             f"Drawn on {'a GPU' if len(devices) == 1 else 'a GPU and a CPU'}. A GPU rounds "

@@ -16,9 +16,9 @@ Differs from the paper in: nothing of the architecture (the sizes of the six pub
 out of this code path, to the parameter); removed layers leave stand-ins without parameters, so
 that the names of the others stay.
 
-Expect: `python -m methods run bk_sdm --task fashion_t2i`. It is a row of `python -m methods table
---task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
-Training with distillation, as the paper does, costs more: `run bk_sdm distill`.
+Expect: `python -m methods run bk_sdm --task fashion_t2i`. It is a row of `python -m methods
+standard --task fashion_t2i`, whose records hold its time, machine, cost and scores with their
+spread. Training with distillation, as the paper does, costs more: `run bk_sdm distill`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ number of sampling steps and the same precision; what differs between seeds is t
 sampled once for each seed. Its speed-up is the dense model timed against itself: how far it lies
 from 1 is what the timing cannot resolve.
 
-Expect: `python -m methods run dense --task fashion_t2i`. It is a row of `python -m methods table
+Expect: `python -m methods run dense --task fashion_t2i`. It is a row of `python -m methods standard
 --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
 """
 

@@ -31,7 +31,7 @@ the sum of gradients as it is; the pruned model is saved as data, not pickled. F
 recipe step `finetune`, shared by all methods.
 
 Expect: `python -m methods run diff_pruning --task fashion_t2i --set diff_pruning.macs=0.5 --set
-diff_pruning.batch_size=32 --set diff_pruning.stride=10`. It is a row of `python -m methods table
+diff_pruning.batch_size=32 --set diff_pruning.stride=10`. It is a row of `python -m methods standard
 --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. The
 defaults are the paper's: every timestep and 128 images instead of every tenth and 32, which takes
 about 40 times as many denoiser calls at threshold 0. `run diff_pruning finetune` retrains too.

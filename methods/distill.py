@@ -17,8 +17,8 @@ that a table compares losses and not schedules.
 
 Expect: `python -m methods run laptop_diff distill --task fashion_t2i --set laptop_diff.params=0.5
 --set distill.steps=100 --set distill.batch_size=32 --set distill.normalise=squared`. It is a row of
-`python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost and scores
-with their spread. A step costs more than one of `finetune` by the teacher's forward pass.
+`python -m methods standard --task fashion_t2i`, whose records hold its time, machine, cost and
+scores with their spread. A step costs more than one of `finetune` by the teacher's forward pass.
 """
 
 from __future__ import annotations

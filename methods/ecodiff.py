@@ -28,11 +28,11 @@ baseline.
 
 Expect: `python -m methods run ecodiff --task fashion_t2i --set ecodiff.params=0.75 --set
 ecodiff.prompts=16 --set ecodiff.steps=8 --set ecodiff.learning_rate=0.3 --set ecodiff.beta=0.01`.
-It is a row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine,
-cost and scores with their spread. Cost is prompts x steps x (1 + 2 epochs) guided denoiser calls
-forward and prompts x epochs x steps back; a call back costs about two forward. The text-to-image
-U-Net keeps most of its parameters outside heads and neurons, so that half of them cannot be asked
-of it.
+It is a row of `python -m methods standard --task fashion_t2i`, whose records hold its time,
+machine, cost and scores with their spread. Cost is prompts x steps x (1 + 2 epochs) guided denoiser
+calls forward and prompts x epochs x steps back; a call back costs about two forward. The
+text-to-image U-Net keeps most of its parameters outside heads and neurons, so that half of them
+cannot be asked of it.
 """
 
 from __future__ import annotations

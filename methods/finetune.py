@@ -8,7 +8,7 @@ the end.
 Weights that an earlier step set to zero stay zero (unstructured pruning keeps its mask).
 
 Expect: `python -m methods run magnitude finetune --task fashion_t2i --set magnitude.macs=0.5 --set
-finetune.steps=100 --set finetune.batch_size=32`. It is a row of `python -m methods table --task
+finetune.steps=100 --set finetune.batch_size=32`. It is a row of `python -m methods standard --task
 fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. Cost grows
 with `steps`.
 """

@@ -13,8 +13,8 @@ calibration samples, the granularity for SDXL and the exact solver are our choic
 is taken per element. Notes hold the damage that the sum predicts and the one that was measured.
 
 Expect: `python -m methods run laptop_diff --task fashion_t2i --set laptop_diff.params=0.5`. It is a
-row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost and
-scores with their spread. Scoring takes one denoiser call per layer and calibration batch.
+row of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine, cost
+and scores with their spread. Scoring takes one denoiser call per layer and calibration batch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ On a DiT every block's norm1 (timestep MLP and adaLN) stays dense too: 41 % of t
 `fashion_dit`, of all of which a ratio of 0.5 of single weights zeroes 28.5 %.
 
 Expect: `python -m methods run magnitude --task fashion_t2i --set magnitude.macs=0.5`. It is a row
-of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost and
+of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine, cost and
 scores with their spread. Channels give fewer MACs and, at some batch sizes, less time; single
 weights (`magnitude.unit=weight` with `magnitude.ratio=0.5` in place of `macs`) fewer that are not
 zero, and neither fewer MACs nor any speed, since dense kernels multiply zeros too.

@@ -6,8 +6,8 @@ Differs from the "random" of Diff-Pruning's script in nothing but the random num
 uniform number per channel and group.
 
 Expect: `python -m methods run random_pruning --task fashion_t2i --set random_pruning.macs=0.5`. It
-is a row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost
-and scores with their spread. It takes hardly any time beside that of sampling.
+is a row of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine,
+cost and scores with their spread. It takes hardly any time beside that of sampling.
 """
 
 from __future__ import annotations

@@ -390,12 +390,11 @@ def arguments(recipe: Recipe) -> list[str]:
 
 
 def _card(tree: ast.Module, path: Path) -> Mapping[str, Any]:
-    node = _assigned(tree, "CARD")
     try:
-        card = ast.literal_eval(node) if node is not None else None
+        card = cards.card_of(tree)
     except ValueError:
-        card = None
-    if not isinstance(card, dict):
+        card = {}
+    if not isinstance(card, dict) or not card:
         raise ValueError(f"{path} needs a literal CARD")
     return card
 

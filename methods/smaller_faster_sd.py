@@ -38,8 +38,8 @@ the smaller network saves and what stays as it was are not told apart, so no spe
 
 Expect: `python -m methods run smaller_faster_sd --task fashion_t2i --set
 smaller_faster_sd.params=0.5 --set smaller_faster_sd.judged=2 --set
-smaller_faster_sd.retrain_steps=100`. It is a row of `python -m methods table --task fashion_t2i`,
-whose records hold its time, machine, cost and scores with their spread. `--set
+smaller_faster_sd.retrain_steps=100`. It is a row of `python -m methods standard --task
+fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. `--set
 smaller_faster_sd.steps=8` distils to 8 steps behind it, and samples in those.
 """
 

@@ -25,7 +25,7 @@ distilled as it is.
 
 Expect: `python -m methods run snapfusion --task fashion_t2i --set snapfusion.params=0.5 --set
 snapfusion.judged=2 --set snapfusion.robust_steps=40 --set snapfusion.between_steps=4 --set
-snapfusion.block_steps=100`. It is a row of `python -m methods table --task fashion_t2i`, whose
+snapfusion.block_steps=100`. It is a row of `python -m methods standard --task fashion_t2i`, whose
 records hold its time, machine, cost and scores with their spread. The table asks for parameters, so
 that its rows are of equal size; the paper asks for a latency and for fewer steps: `--set
 snapfusion.latency=0.7 --set snapfusion.steps=8` in place of `params`.

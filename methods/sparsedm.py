@@ -30,10 +30,10 @@ By default the first and last layers and the embeddings stay dense, and on a DiT
 28.5 %. `layers="all"` masks them too.
 
 Expect: `python -m methods run sparsedm --task fashion_t2i --set sparsedm.steps=100 --set
-sparsedm.batch_size=32`. It is a row of `python -m methods table --task fashion_t2i`, whose records
-hold its time, machine, cost and scores with their spread. MACs as counted on dense hardware do not
-change and neither does time: only `harness.semi_structured`, on a CUDA device, in 2:4 and for
-linear layers, skips the zeros. Convolutions have no such kernel in torch.
+sparsedm.batch_size=32`. It is a row of `python -m methods standard --task fashion_t2i`, whose
+records hold its time, machine, cost and scores with their spread. MACs as counted on dense hardware
+do not change and neither does time: only `harness.semi_structured`, on a CUDA device, in 2:4 and
+for linear layers, skips the zeros. Convolutions have no such kernel in torch.
 """
 
 from __future__ import annotations

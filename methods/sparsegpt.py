@@ -20,8 +20,8 @@ On a DiT every block's norm1 (timestep MLP and adaLN) stays dense too: 41 % of t
 `fashion_dit`, of all of which a ratio of 0.5 zeroes 28.5 %.
 
 Expect: `python -m methods run sparsegpt --task fashion_t2i`. It is a row of `python -m methods
-table --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread.
-Memory for one columns x columns matrix per layer of a stage. Neither MACs nor time on dense
+standard --task fashion_t2i`, whose records hold its time, machine, cost and scores with their
+spread. Memory for one columns x columns matrix per layer of a stage. Neither MACs nor time on dense
 hardware change.
 """
 

@@ -11,7 +11,7 @@ Differs from the program in: `stride` can skip timesteps (1 is theirs); timestep
 share a forward pass.
 
 Expect: `python -m methods run taylor --task fashion_t2i --set taylor.macs=0.5 --set
-taylor.batch_size=32 --set taylor.stride=10`. It is a row of `python -m methods table --task
+taylor.batch_size=32 --set taylor.stride=10`. It is a row of `python -m methods standard --task
 fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. As
 `diff_pruning` with threshold 0, at the same cost.
 """

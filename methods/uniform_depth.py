@@ -12,9 +12,9 @@ The first such set that meets the request goes whole: none of it is spared again
 late layers are treated alike, at the price of removing about one layer too much.
 
 Expect: `python -m methods run uniform_depth --task fashion_t2i --set uniform_depth.params=0.5`. It
-is a row of `python -m methods table --task fashion_t2i`, whose records hold its time, machine, cost
-and scores with their spread. Fewer parameters and MACs in proportion, and time with them, since
-whole layers go.
+is a row of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine,
+cost and scores with their spread. Fewer parameters and MACs in proportion, and time with them,
+since whole layers go.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ embedding stay dense.
 On a DiT every block's norm1 (timestep MLP and adaLN) stays dense too: 41 % of the parameters of
 `fashion_dit`, of all of which a ratio of 0.5 zeroes 28.5 %.
 
-Expect: `python -m methods run wanda --task fashion_t2i`. It is a row of `python -m methods table
+Expect: `python -m methods run wanda --task fashion_t2i`. It is a row of `python -m methods standard
 --task fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. Some
 forward passes and no gradients. Neither MACs nor time on dense hardware change, since dense kernels
 multiply zeros too.

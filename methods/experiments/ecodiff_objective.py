@@ -8,7 +8,12 @@ layer. Each has a few weights of its penalty to choose from, for each size the o
 is best on the noise that was learned from. Judged from other noise by the mean squared error of the
 last latent, and by that of single answers, the per-step loss's own measure.
 
-Expect: `python -m methods experiment ecodiff_objective`, not run yet, so its time is not known.
+At this scale: after 16 optimizer steps on 16 requests the per-step loss is surely ahead by its own
+measure, at both sizes and against both penalties, and by the last latent no order is sure; in the
+seeds where one is far ahead it is again the per-step loss. Its every answer is a target, the last
+latent is one for 8 steps, so it may just learn faster; more optimizer steps were not tried.
+
+Expect: `python -m methods experiment ecodiff_objective`, 11 minutes of one core.
 """
 
 from __future__ import annotations

@@ -182,13 +182,17 @@ def variants(name: str, lab: Lab, config: Config) -> Iterator[tuple[str, nn.Modu
             torch.set_default_dtype(before)
         return Pipeline(model, zoo.ddpm_scheduler())
 
-    yield "dense", fresh().denoiser
+    dense = fresh().denoiser
+    yield "dense", dense
+    meta, inputs = zoo.ARCHITECTURES[name].on_meta()
+    whole = measure.count_macs(meta, inputs).total
     target = config.macs
     task: Any = None  # neither method looks at data
     if not name.startswith(("sd3", "flux")):  # depth.units describes no MMDiT
         layers = uniform_depth.Config(params=config.params)
         short = uniform_depth.compress(fresh(), task, layers)[0].denoiser
-        target = macs_left(name, lambda pipe: uniform_depth.compress(pipe, task, layers)[0])
+        placed = measure.placed(inputs, "meta", torch.bfloat16)
+        target = measure.count_macs(short, placed).total / whole
         yield "layers", short
 
     def narrow(pipe: Pipeline, ratio: float) -> Pipeline:
@@ -197,31 +201,29 @@ def variants(name: str, lab: Lab, config: Config) -> Iterator[tuple[str, nn.Modu
     def thin(pipe: Pipeline, ratio: float) -> Pipeline:
         return cut(pipe, channels(pipe.denoiser, ratio, seed))
 
-    yield "heads and neurons", narrow(fresh(), matched(name, narrow, target)).denoiser
-    if isinstance(fresh().denoiser, UNet2DConditionModel):
-        yield "channels", thin(fresh(), matched(name, thin, target)).denoiser
+    yield "heads and neurons", narrow(fresh(), matched(name, narrow, whole, target)).denoiser
+    if isinstance(dense, UNet2DConditionModel):
+        yield "channels", thin(fresh(), matched(name, thin, whole, target)).denoiser
     if name.startswith(("sd1", "sd2")):
         for size in ("base", "small", "tiny"):
             student = bk_sdm.compress(fresh(), task, bk_sdm.Config(size=size))[0]
             yield f"BK-SDM-{size.capitalize()}", student.denoiser
 
 
-def macs_left(name: str, change: Callable[[Pipeline], Pipeline]) -> float:
-    """Fraction of the architecture's MACs, attention included, that a change leaves."""
-    architecture = zoo.ARCHITECTURES[name]
-    model, inputs = architecture.on_meta()
-    dense = measure.count_macs(model, inputs).total
-    changed = change(Pipeline(model, zoo.ddpm_scheduler())).denoiser
-    return measure.count_macs(changed, inputs).total / dense
+def matched(
+    name: str, change: Callable[[Pipeline, float], Pipeline], whole: int, target: float
+) -> float:
+    """The ratio, by bisection, at which a change leaves the target's MACs as nearly as may be.
 
-
-def matched(name: str, change: Callable[[Pipeline, float], Pipeline], target: float) -> float:
-    """The ratio, by bisection, at which a change leaves the target's MACs as nearly as may be."""
+    `target` is a fraction of `whole`, the architecture's MACs, attention included.
+    """
     low, high = 0.0, _MOST
     best, gap = low, 1 - target
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        left = macs_left(name, lambda pipe: change(pipe, middle))  # noqa: B023
+        model, inputs = zoo.ARCHITECTURES[name].on_meta()
+        changed = change(Pipeline(model, zoo.ddpm_scheduler()), middle).denoiser
+        left = measure.count_macs(changed, inputs).total / whole
         if abs(left - target) < gap:
             best, gap = middle, abs(left - target)
         low, high = (middle, high) if left > target else (low, middle)

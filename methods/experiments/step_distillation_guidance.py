@@ -4,8 +4,10 @@ The base is distilled once, to half of its steps, with probability p of the guid
 shows the student what guidance does to two steps, p = 1 always does, 0.1 is the paper's choice. All
 students train on the same batches and draw from the same noise, guided as the base is.
 
-Expect: `python -m methods experiment step_distillation_guidance`,
-not run yet, so its time is not known.
+At this scale: the Frechet distance falls with p where the paper's FID rises. In 100 optimizer steps
+p = 1 is simply nearer to the dense model's images, drawn at w = 5, by every measure.
+
+Expect: `python -m methods experiment step_distillation_guidance`, 25 minutes of one core.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#222222"
 _SIDE = 84  # least screen pixels of a sample's height: three lines of caption beside it
+_WIDE = 4  # most over least distance from which on a logarithmic axis keeps the near ones apart
 _DODGE = 0.9  # per cent of MACs between the points of two methods of one size
 
 
@@ -52,7 +53,7 @@ def _pareto(table: Table) -> Figure:
         axes.set_title(title, fontsize=10, color=_INK)
         axes.set_xlabel("MACs left, % of dense (equal sizes drawn side by side)")
     values = [r["frechet"]["mean"] for r in table["rows"]]
-    if min(values) > 0 and max(values) / min(values) > 10:
+    if min(values) > 0 and max(values) / min(values) > _WIDE:
         panels[0].set_yscale("log")
         for axes in panels:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -75,13 +76,14 @@ def _range(numbers: set[int]) -> str:
 
 
 def _sparse_minor(ratio: float) -> Any:
-    """Name 2 and 5 between powers of ten where that leaves room."""
+    """Name as many digits between powers of ten as there is room for."""
     if ratio > 300:
         return NullFormatter()
+    named = "25" if ratio > 10 else "2357"
 
     def name(value: float, _: Any) -> str:
         first = f"{value:e}"[0]
-        return f"{value:g}" if first in "25" else ""
+        return f"{value:g}" if first in named else ""
 
     return FuncFormatter(name)
 

@@ -4,7 +4,7 @@ NVIDIA GPUs from Ampere on multiply a matrix of at most two non-zeros in every f
 inputs by a kernel that never reads the zeros. torch offers it for linear layers only, in two
 backends; `PACKINGS` names them. A convolution stays dense whatever its zeros.
 
-    pipe = load_pruned(Path("build/runs/fashion_dit/sparsedm/0/model"))
+    pipe = load_pruned(Path("build/results/fashion_dit/sparsedm/0/model"))
     model = pipe.denoiser.to("cuda", torch.bfloat16)
     packing = to_semi_structured(model)  # .packed: names; .left: why the others stayed dense
     answer = model(x_t.to("cuda", torch.bfloat16), t.cuda(), class_labels=labels.cuda()).sample

@@ -24,18 +24,7 @@ def t2i() -> Pipeline:
     """A text-to-image pipeline with tokenizer, text encoder and autoencoder, none trained."""
     torch.manual_seed(0)
     text = bases.untrained_text()
-    model = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
+    model = text_unet((16, 32), layers=1)
     return Pipeline(
         tiny.shaken(model),
         zoo.cosine_scheduler(num_train_timesteps=20, steps_offset=1),
@@ -49,12 +38,17 @@ def t2i() -> Pipeline:
 def two_layers() -> UNet2DConditionModel:
     """A text U-Net that BK-SDM's lists fit, Tiny's too: the last two stages are equally wide."""
     torch.manual_seed(0)
+    return text_unet((16, 16), layers=2)  # which is what the lists are written for
+
+
+def text_unet(widths: tuple[int, int], layers: int) -> UNet2DConditionModel:
+    """Two stages, the lower one with cross-attention."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(16, 16),
-        layers_per_block=2,  # what BK-SDM's lists are written for
+        block_out_channels=widths,
+        layers_per_block=layers,
         cross_attention_dim=64,
         attention_head_dim=4,
         norm_num_groups=4,

@@ -70,6 +70,7 @@ def record(
             "code_sha256": "c",
             "base": "fashion_unet",
             "base_sha256": "b",
+            "device": "cpu",
             "system": {"cpu": "a processor"},
         },
     }
@@ -101,7 +102,7 @@ def test_rows_hold_mean_range_and_count_over_seeds(tmp_path: Path) -> None:
     assert spread["mean"] == pytest.approx(statistics.fmean(values))
     assert (spread["min"], spread["max"], spread["n"]) == (90, 130, 3)
     assert only["macs_fraction"] == 0.75 and only["params_fraction"] == 0.8
-    assert only["optimizer_steps"] == 150 and only["cost_seconds"] == 3.0
+    assert only["optimizer_steps"] == 150 and only["cost_seconds"] == 2.0
     assert only["seeds"] == [0, 1, 2] and only["rank"] is None
 
 
@@ -234,15 +235,25 @@ def test_rows_of_equal_parameters_are_compared_but_not_ranked(tmp_path: Path) ->
     assert results.claim(pair).startswith("At 80 % of parameters, by Fréchet distance:")
 
 
+def test_cost_is_cpu_time_and_on_a_gpu_wall_clock_time(tmp_path: Path) -> None:
+    """A neighbour's work, or a machine put to sleep, does not make a method expensive."""
+    data = record("magnitude", 0, 100.0, steps=5)
+    (row,) = table_of(tmp_path / "cpu", data)["rows"]
+    assert (row["cost_seconds"], row["compression"]["seconds"]) == (2.0, 1.0)
+    data["provenance"]["device"] = "cuda"
+    (row,) = table_of(tmp_path / "cuda", data)["rows"]
+    assert (row["cost_seconds"], row["compression"]["seconds"]) == (3.0, 1.5)
+
+
 def test_rows_of_different_devices_are_not_compared(tmp_path: Path) -> None:
     here = [record("magnitude", seed, 100.0 + seed) for seed in (0, 1)]
     there = [record("random", seed, 200.0 + 2 * seed) for seed in (0, 1)]
     for data in there:
-        data["provenance"]["command"] += " --device cuda"
+        data["provenance"]["device"] = "cuda"
     table = table_of(tmp_path / "mixed", *here, *there)
     assert table["comparisons"] == []
     assert any("a GPU and a CPU" in note for note in table["notes"])
-    for data in here:  # as records say it today
+    for data in here:
         data["provenance"]["device"] = "cuda"
     assert table_of(tmp_path / "alike", *here, *there)["comparisons"]
 
