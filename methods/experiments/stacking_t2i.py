@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods import registry
 from methods.harness import stacking
 from methods.harness.experiment import Finding, Lab
 
@@ -42,14 +41,8 @@ class Config:
 
 def investigate(lab: Lab, config: Config) -> Finding:
     """Every combination on this base."""
-    size = f"laptop_diff.params={config.params}"
-    retrained = [
-        f"distill.steps={config.distill_steps}",
-        f"distill.batch_size={config.distill_batch}",
-    ]
-    recipes = {
-        "pruned": registry.build_recipe(["laptop_diff"], [size]),
-        "distilled": registry.build_recipe(["laptop_diff", "distill"], [size, *retrained]),
-    }
+    recipes = stacking.laptop_diff_recipes(
+        config.params, config.distill_steps, config.distill_batch
+    )
     steps = (config.most_steps, config.some_steps, config.few_steps)
     return stacking.investigate(lab, "fashion_t2i", recipes, steps, config.images)

@@ -139,6 +139,15 @@ def _changed(cell: tuple[str, str, str, int], most: int) -> int:
     return (model != "dense") + (precision != "fp32") + ((sampler, steps) != ("ddim", most))
 
 
+def laptop_diff_recipes(
+    params: float, distill_steps: int, distill_batch: int
+) -> dict[str, registry.Recipe]:
+    """The pruned and the distilled model: the fraction `params` left, that many optimizer steps."""
+    pruned = registry.Stage.of("laptop_diff", params=params)
+    distilled = registry.Stage.of("distill", steps=distill_steps, batch_size=distill_batch)
+    return {"pruned": (pruned,), "distilled": (pruned, distilled)}
+
+
 def investigate(
     lab: Lab,
     task: str,
