@@ -285,7 +285,8 @@ def fewer_steps(pipe: Pipeline, task: Task, config: Config, steps: int) -> tuple
         stride,
     )
     recipe = _recipe(config, config.distill_steps)
-    batches = task.training_batches(config.batch_size)
+    # Behind those of the retraining.
+    batches = task.training_batches(config.batch_size, config.retrain_steps)
     losses = retrain(pipe.denoiser, batches, recipe, objective)
     taken = {"teacher_steps": stride * steps, "steps": steps, "losses": losses}
     return replace(pipe, steps=steps), taken

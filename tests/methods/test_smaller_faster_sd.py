@@ -324,6 +324,25 @@ def test_steps_that_cannot_be_taken_are_refused_before_anything_is_trained(steps
     assert spent.denoiser_calls == 0
 
 
+def test_distillation_goes_on_where_the_batches_of_the_retraining_ended(monkeypatch):
+    pipe = build("dit")
+    around = tiny.task(pipe)
+    noise = []
+
+    def watch(model, batches, recipe, objective):
+        for _ in range(recipe.steps):
+            noise.append(next(batches).noise)
+        return []
+
+    monkeypatch.setattr(method, "retrain", watch)
+    config = method.Config(
+        params=None, retrain_steps=3, batch_size=4, steps=5, from_steps=16, distill_steps=2
+    )
+    method.compress(pipe.private_copy(), around, config)
+    expected = around.training_batches(4)
+    assert len(noise) == 5 and all(torch.equal(x, next(expected).noise) for x in noise)
+
+
 def test_distillation_sets_the_steps_and_leaves_the_blocks():
     pipe = build("dit")
     config = method.Config(
