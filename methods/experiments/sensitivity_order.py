@@ -23,10 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from methods import bk_sdm, distill, laptop_diff, smaller_faster_sd, uniform_depth
-from methods.harness.depth import drop, removable, requested
+from methods.harness.depth import drop, random_set, removable, requested
 from methods.harness.experiment import (
     Column,
     Finding,
@@ -128,17 +126,10 @@ def cut(dense: Pipeline, task: Task, size: Any, config: Config) -> dict[str, Pip
 
 
 def by_chance(pipe: Pipeline, task: Task, params: float) -> Pipeline:
-    """Remove blocks in random order until at most the fraction `params` is left."""
+    """Remove random blocks so that at most the fraction `params` is left."""
     blocks = removable(pipe.denoiser)
     wanted = requested(pipe.denoiser, blocks, params, None)
-    order = torch.randperm(len(blocks), generator=task.generator("sensitivity_order/chance"))
-    chosen: list[str] = []
-    for k in order.tolist():
-        if wanted <= 0:
-            break
-        chosen.append(blocks[k].name)
-        wanted -= blocks[k].params
-    return drop(pipe, chosen)
+    return drop(pipe, random_set(blocks, wanted, task.generator("sensitivity_order/chance")))
 
 
 def retrained(pipe: Pipeline, task: Task, config: Config, precision: Any) -> Pipeline:

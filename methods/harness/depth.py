@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -403,3 +404,25 @@ def requested(
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must lie in [0, 1), not {ratio}")
     return round(ratio * available)
+
+
+def random_set(candidates: Sequence[Unit], wanted: int, draw: torch.Generator) -> list[str]:
+    """Names of random layers that hold at least `wanted` parameters, none of them needlessly.
+
+    Layers go in random order until enough are gone; those that are not needed then come back,
+    since a set that overshoots would be damaged more than the budget asks for.
+    """
+    gone: list[Unit] = []
+    spare = -wanted
+    for k in torch.randperm(len(candidates), generator=draw).tolist():
+        if spare >= 0:
+            break
+        gone.append(candidates[k])
+        spare += candidates[k].params
+    needed = []
+    for unit in gone:
+        if unit.params <= spare:
+            spare -= unit.params
+        else:
+            needed.append(unit.name)
+    return needed

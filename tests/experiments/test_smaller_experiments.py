@@ -225,10 +225,15 @@ def test_teacher_and_weights_both_have_to_help():
     judge = bk_sdm_distillation.judge
     shown = judge(student_rows([0.4, 0.1, 0.8, 0.5]))
     assert shown.verdict == "shown"
-    assert "task alone: 0.25 (" in shown.answer and "over random weights: 0.2 (" in shown.answer
-    part = judge(student_rows([0.4, 0.1, 0.8, 0.05]))
-    assert part.verdict == "in part" and "copied over random" in part.why
-    assert judge(student_rows([0.1, 0.4, 0.8, 0.05])).verdict == "not shown"
+    assert "features over task from copied weights: 0.25 (" in shown.answer
+    assert "copied over random weights with task, output, features: 0.2 (" in shown.answer
+    for errors, missed in (
+        ([0.4, 0.1, 0.8, 0.05], "copied over random weights with task, output"),
+        ([0.4, 0.1, 0.8, 1.2], "over task from random weights (surely higher)"),
+    ):
+        part = judge(student_rows(errors))
+        assert part.verdict == "in part" and missed in part.why
+    assert judge(student_rows([0.8, 0.9, 0.4, 0.5])).verdict == "not shown"
 
 
 def test_fresh_weights_fit_the_pruned_model_and_leave_chance_alone():

@@ -190,6 +190,18 @@ def test_budgets():
         depth.drop_units(model, ["nowhere"])
 
 
+def test_random_sets_meet_the_budget_with_nothing_to_spare():
+    sizes = {"a": 10, "b": 20, "c": 30}
+    units = [depth.Unit(name, "block", params, True) for name, params in sizes.items()]
+    draw = torch.Generator().manual_seed(0)
+    found = {tuple(sorted(depth.random_set(units, 30, draw))) for _ in range(60)}
+    assert found == {("c",), ("a", "b")}  # of b, c only c stays
+    assert depth.random_set(units, 0, draw) == []
+    for wanted in range(1, 61):
+        held = [sizes[name] for name in depth.random_set(units, wanted, draw)]
+        assert sum(held) - min(held) < wanted <= sum(held)
+
+
 @pytest.mark.parametrize("kind", ["t2i", "dit"])
 def test_a_repeated_layer_runs_twice_with_weights_of_its_own(kind):
     """By hand: the output hook of the layer runs the layer once more."""
