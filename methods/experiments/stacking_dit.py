@@ -2,8 +2,8 @@
 
 {dense, pruned, pruned and distilled} x {fp32, bf16, dynamic int8} x {DDIM, DPM-Solver++} x
 {50, 20, 8 steps}: error to the dense model at the same noise, distance to real photographs,
-agreement with the request, CPU time and bytes. Pruned is laptop_diff; int8 has CPU kernels only and
-leaves convolutions in fp32.
+agreement with the request, CPU time of the denoiser (one call, times the steps) and bytes of its
+weights. Pruned is laptop_diff; int8 has CPU kernels only and leaves convolutions in fp32.
 
 Expect: `python -m methods experiment stacking_dit`, 9 minutes of one core.
 """
@@ -18,8 +18,8 @@ from methods.harness.experiment import Finding, Lab
 CARD = {
     "methods": ["laptop_diff", "distill"],
     "task": "fashion_dit",
-    "bar": "no combination errs surely more than the sum of its parts (95 % intervals over images, "
-    "held jointly)",
+    "bar": "every combination errs at most a tenth more than the sum of its parts, by the upper "
+    "ends of 95 % intervals over images that hold jointly",
     "source": "the question that every list of complements leaves open: do the gains stack?",
 }
 

@@ -1,9 +1,11 @@
 """Do a pruned model, low precision and fewer steps add up? Every combination on one base.
 
 The error of a combination is the mean squared difference of its images to those of the dense model
-in fp32 with the most DDIM steps, from the same noise. Independent errors add in this measure, so a
-combination is flagged where its error is surely larger than the sum of the errors of its parts
-alone, by intervals that hold for all combinations together (Bonferroni).
+in fp32 with the most DDIM steps, from the same noise. Independent errors add in this measure, so
+each combination is held against the sum of the errors of its parts alone, by intervals that hold
+for all combinations together (Bonferroni). It is flagged where it surely errs more than the sum,
+and where it cannot be ruled out that it errs more than a tenth above it: few images make every
+interval wide, and a wide interval is no evidence that errors add up.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -25,7 +27,7 @@ from methods import registry
 
 from . import measure, metrics
 from .alignment import agreement
-from .experiment import Column, Finding, Lab, Value
+from .experiment import Column, Finding, Lab, Value, verdict_of
 from .features import lite0_features
 from .pipeline import Pipeline
 from .run import Bench
@@ -34,20 +36,13 @@ from .sample import DTYPES, sample
 SAMPLERS = ("ddim", "dpm++")
 PRECISIONS = ("fp32", "bf16", "int8")
 MODELS = ("dense", "pruned", "distilled")
+SURELY, PERHAPS = "surely more than the sum", "perhaps more than a tenth above it"
 _NAME = "stacking"
+_MARGIN = 0.1  # of the sum of its parts that a combination may err above it
+_TINY = 1e-12  # in place of a sum that is zero
+_SHOWN = 3  # combinations that a reason names
 _FARTHER, _LESS_ASKED = 0.05, 0.02  # what still counts as about as good
 _THREADS = 4  # for int8, whose kernels are on the CPU only
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination with what it drew."""
-
-    model: str
-    precision: str
-    sampler: str
-    steps: int
-    images: Tensor  # (N, C, H, W) in [-1, 1]
 
 
 def int8(pipe: Pipeline) -> Pipeline:
@@ -133,6 +128,18 @@ def excess(
     return float(cells[key].mean()), float(alone.mean()), interval
 
 
+def flag(alone: float, interval: tuple[float, float] | None) -> str:
+    """What the interval of error minus sum says against additivity; "" where it says nothing.
+
+    A combination of fewer than two parts has no interval.
+    """
+    if interval is None:
+        return ""
+    if interval[0] > 0:
+        return SURELY
+    return PERHAPS if interval[1] > _MARGIN * alone else ""
+
+
 def _changed(cell: tuple[str, str, str, int], most: int) -> int:
     """How many of the three parts differ from the reference."""
     model, precision, sampler, steps = cell
@@ -158,8 +165,11 @@ def investigate(
     """Draw and compare every combination; the first seed gives noise, requests and retraining.
 
     Raises:
-        ValueError: `recipes` does not name a pruned and a distilled model.
+        ValueError: `recipes` does not name a pruned and a distilled model, or there are fewer than
+            two images, over which intervals could be taken.
     """
+    if images < 2:
+        raise ValueError(f"images={images}: intervals over images take at least two")
     if set(recipes) != set(MODELS) - {"dense"}:
         raise ValueError(f"stacking compares {', '.join(MODELS)}, not {', '.join(recipes)}")
     bench, seed = lab.bench(task), lab.seeds[0]
@@ -197,7 +207,8 @@ def investigate(
         row["agreement"] = share.get("all", share.get("class"))
         row["error"] = error
         row["alone"] = alone
-        row["more"] = "more than the sum" if interval is not None and interval[0] > 0 else ""
+        row["most"] = None if interval is None else 1 + interval[1] / max(alone, _TINY)
+        row["more"] = flag(alone, interval)
         row["speedup"] = slowest / (key[3] * calls[key[:2]])
         row["bytes"] = bytes_[key[:2]] / 1e6
         found.append(row)
@@ -242,31 +253,30 @@ def _finding(rows: Sequence[dict[str, Any]], most: int) -> Finding:
     changed = [_changed(tuple(row[key] for key in keys), most) for row in rows]
     mixed = [row for row, parts in zip(rows, changed, strict=True) if parts > 1]
     start = rows[changed.index(0)]
-    over = [row for row in mixed if row["more"]]
-    sums = fmean(_of_sum(row) for row in mixed)
+    sure = sum(row["more"] == SURELY for row in mixed)
+    open_ = [row for row in mixed if row["most"] > 1 + _MARGIN]
+    worst = max(mixed, key=_of_sum)
     answer = (
-        f"Of {len(mixed)} combinations {len(over)} err surely more than the sum of their parts; on "
-        f"average a combination errs {sums:.2f} times that sum."
+        f"Of {len(mixed)} combinations {len(mixed) - len(open_)} surely err at most a tenth more "
+        f"than the sum of their parts, {sure} surely more than the sum. On average a combination "
+        f"errs {fmean(map(_of_sum, mixed)):.2f} times that sum, at most {_of_sum(worst):.2f} times "
+        f"({_named(worst)}); these are estimates, of which the intervals say how good they are."
     )
     near = [row for row in rows if _near(row, start)]
     best = max(near, key=lambda row: row["speedup"])
-    words = f"{best['model']}, {best['precision']}, {best['sampler']} with {best['steps']} steps"
     limits = f"{_FARTHER:.0%} of the Fréchet distance"
     if start["agreement"] is not None:
         limits += f" and {100 * _LESS_ASKED:.0f} points of agreement"
     answer += (
         f" The fastest whose figures on these images stay within {limits} of the dense model in "
-        f"fp32 with {most} steps is {words}: {best['speedup']:.1f} times faster, "
-        f"{best['bytes']:.1f} in place of {start['bytes']:.1f} MB."
+        f"fp32 with {most} steps is {_named(best)}: {best['speedup']:.1f} times faster by the "
+        f"denoiser's CPU time, {best['bytes']:.1f} in place of {start['bytes']:.1f} MB of weights."
     )
     why = ""
-    if over:
-        named = ", ".join(
-            f"{row['model']} in {row['precision']} with {row['sampler']} in {row['steps']} steps "
-            f"by {_of_sum(row) - 1:.1%}"
-            for row in over
-        )
-        why = f"more than the sum: {named}"
+    if open_:
+        widest = sorted(open_, key=lambda row: row["most"], reverse=True)[:_SHOWN]
+        named = "; ".join(f"{_named(row)}: up to {row['most']:.2f} times" for row in widest)
+        why = f"not ruled out for {len(open_)} of {len(mixed)} combinations, widest for {named}"
     columns = (
         Column("model", "model"),
         Column("precision", "precision"),
@@ -276,16 +286,21 @@ def _finding(rows: Sequence[dict[str, Any]], most: int) -> Finding:
         Column("agreement", "as asked ↑", 3),
         Column("error", "MSE to dense ↓", 4),
         Column("alone", "sum of parts", 4),
+        Column("most", "at most, of the sum", 2),
         Column("more", "flag"),
-        Column("speedup", "speed-up (CPU)", 1),
-        Column("bytes", "MB", 2),
+        Column("speedup", "denoiser speed-up (CPU)", 1),
+        Column("bytes", "denoiser MB", 2),
     )
-    verdict = "shown" if not over else "in part" if len(over) < len(mixed) / 2 else "not shown"
-    return Finding(verdict, answer, columns, tuple(rows), why)  # type: ignore[arg-type]
+    verdict = verdict_of(len(open_), len(mixed))
+    return Finding(verdict, answer, columns, tuple(rows), why)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}, {row['precision']}, {row['sampler']} with {row['steps']} steps"
 
 
 def _of_sum(row: Mapping[str, Any]) -> float:
-    return float(row["error"] / max(row["alone"], 1e-12))
+    return float(row["error"] / max(row["alone"], _TINY))
 
 
 def _near(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:

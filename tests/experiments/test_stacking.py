@@ -33,6 +33,42 @@ def test_errors_of_parts_add_up_by_hand() -> None:
     assert stacking.excess(cells, ("dense", "int8", "ddim", 50), 50)[2] is None  # a part itself
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (None, ""),
+        ((-1.0, 0.2), ""),  # the sum is 2, a tenth of it 0.2
+        ((0.1, 0.2), stacking.SURELY),  # if by no more than the margin
+        ((-1.0, 0.21), stacking.PERHAPS),
+        ((0.01, 0.21), stacking.SURELY),
+    ],
+)
+def test_what_is_not_ruled_out_is_flagged_too(interval, expected) -> None:
+    assert stacking.flag(2.0, interval) == expected
+
+
+def test_two_images_show_nothing() -> None:
+    """Errors that add up exactly on average are no evidence while the images disagree."""
+    rows = [
+        {"model": model, "precision": precision, "sampler": "ddim", "steps": 50, "error": error}
+        | {"alone": 2.0, "most": most, "more": stacking.flag(2.0, interval)}
+        | {"frechet": 100.0, "agreement": None, "speedup": 1.0, "bytes": 1.0}
+        for model, precision, error, most, interval in (
+            ("dense", "fp32", 0.0, None, None),
+            ("dense", "int8", 1.0, None, None),
+            ("pruned", "bf16", 2.0, 3.0, (-2.0, 2.0)),
+            ("pruned", "int8", 2.0, 1.05, (-0.1, 0.1)),
+        )
+    ]
+    finding = stacking._finding(rows, 50)
+    assert finding.verdict == "in part" and "1 of 2" in finding.why
+    assert "pruned, bf16, ddim with 50 steps: up to 3.00 times" in finding.why
+    assert stacking._finding([*rows[:2], rows[3]], 50).verdict == "shown"
+    assert stacking._finding(rows[:3], 50).verdict == "not shown"
+    with pytest.raises(ValueError, match="at least two"):
+        stacking.investigate(None, "fashion_dit", dict.fromkeys(stacking.MODELS[1:]), (2,), 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["t2i", "dit"])
 def test_int8_stays_near_and_is_smaller(name: str) -> None:
     pipe = tiny.conditional(name)
