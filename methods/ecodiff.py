@@ -1,4 +1,4 @@
-"""Learn which heads and neurons the finished image can do without, through the whole sampling run.
+"""Learn through the whole sampling run which heads and neurons the final image can do without.
 
 Zhang et al., "Effortless Efficiency: Low-Cost Pruning of Diffusion Models" (EcoDiff), arXiv
 2412.02852; version 2 is "Learnable Sparsity for Vision Generative Models", ICLR 2026. Weights stay

@@ -21,10 +21,11 @@ and keeps the old optimizer and loss by mistake. Runs of 8 have to fit every mas
 Differs from the paper in: masked are the inner convolutions and linear layers of a U-Net (its
 U-ViT: attention and MLP; its U-Net: all, here `layers="all"`); learning rate warmed up, then a
 cosine to zero, and gradients clipped at norm 1, as `finetune` does, over far fewer steps; Adam's
-betas 0.99 and 0.999 and weight decay 0.03 are theirs, not those of `finetune`. Averages are taken of the dense weights, and the final mask is chosen
-from the averaged weights. By default runs stay within the input channels of one kernel position;
-layout "flattened" is the authors' order, whose runs may cross them (`crossing` in the notes tells
-where; no hardware can use those). Ties go in order of their index instead of by chance.
+betas 0.99 and 0.999 and weight decay 0.03 are theirs, not those of `finetune`. Averages are taken
+of the dense weights, and the final mask is chosen from the averaged weights. By default runs stay
+within the input channels of one kernel position; layout "flattened" is the authors' order, whose
+runs may cross them (`crossing` in the notes tells where; no hardware can use those). Ties go in
+order of their index instead of by chance.
 
 By default the first and last layers and the embeddings stay dense, and on a DiT every block's norm1
 (timestep MLP and adaLN) too: 41 % of the parameters of `fashion_dit`, of all of which 2:4 zeroes
