@@ -151,6 +151,11 @@ class Record(_Strict):
         """MACs left, of the dense model's."""
         return self.size.macs / self.size.dense.macs
 
+    @property
+    def params_fraction(self) -> float:
+        """Parameters left, zeros included, of the dense model's."""
+        return self.size.params / self.size.dense.params
+
     def took(self, cost: CostRecord) -> float:
         """CPU seconds of a stage, whatever else the machine had to do; of a GPU wall-clock ones."""
         return cost.cpu_seconds if self.provenance.device == "cpu" else cost.seconds
@@ -325,7 +330,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
     ("cost_seconds", "cost s", "CPU seconds (GPU: wall-clock) of pruning and retraining, mean"),
-    ("rank", "rank", "among rows of equal MACs and retraining; = marks a tie"),
+    ("rank", "rank", "by Fréchet distance, among rows of equal MACs and retraining; best–worst"),
 )
 
 
@@ -573,12 +578,16 @@ def _spread(values: Iterable[float]) -> Table:
 
 
 def headline(table: Table) -> list[Table]:
-    """The dense row, then of every method the row that was retrained longest and cut deepest."""
-    last: dict[str, Table] = {}
+    """The dense row, then of every method the row that was retrained longest and cut deepest.
+
+    A method that both cuts and zeroes has a row for each.
+    """
+    last: dict[tuple[str, bool], Table] = {}
     for row in table["rows"]:
-        kept = last.setdefault(row["method"], row)
+        key = row["method"], _zeroed(row)
+        kept = last.setdefault(key, row)
         if _depth(row) > _depth(kept):
-            last[row["method"]] = row
+            last[key] = row
     return [row for _, rows in by_size(list(last.values())) for row in rows]
 
 
@@ -640,14 +649,25 @@ def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> lis
     found = []
     for index, a in enumerate(rows):
         for b in rows[index + 1 :]:
-            equal = next((what for what in EQUAL if abs(a[what] - b[what]) <= SAME_SIZE), None)
+            records = by_slug[a["slug"]], by_slug[b["slug"]]
+            equal = next((what for what in EQUAL if _of_one_size(*records, what)), None)
             if equal is None or a["optimizer_steps"] != b["optimizer_steps"]:
                 continue
             for metric in COMPARED:
-                seeds, differences = _differences(by_slug[a["slug"]], by_slug[b["slug"]], metric)
+                seeds, differences = _differences(*records, metric)
                 if seeds:
                     found.append(_comparison(a, b, metric, differences, seeds) | {"equal": equal})
     return found
+
+
+def _of_one_size(a: Sequence[Record], b: Sequence[Record], what: str) -> bool:
+    """Whether the runs of every seed that both have are: equal means may hide unequal runs."""
+    sizes = {record.seed: getattr(record, what) for record in b}
+    return all(
+        abs(getattr(record, what) - sizes[record.seed]) <= SAME_SIZE
+        for record in a
+        if record.seed in sizes
+    )
 
 
 def _differences(
@@ -744,7 +764,10 @@ def paired_interval(
 
 
 def _rank(rows: Sequence[Table], comparisons: Sequence[Table]) -> None:
-    """Rank by Fréchet distance: one plus the number of rows that are surely better."""
+    """Rank by Fréchet distance, from one plus the rows that are surely better to these plus ties.
+
+    A row whose seeds disagree ties with many, and its range of ranks is wide, not good.
+    """
     peers: dict[str, set[str]] = {row["slug"]: set() for row in rows}
     beaten: dict[str, int] = dict.fromkeys(peers, 0)
     tied: dict[str, set[str]] = {row["slug"]: set() for row in rows}
@@ -764,7 +787,8 @@ def _rank(rows: Sequence[Table], comparisons: Sequence[Table]) -> None:
         if not peers[slug]:
             row["rank"] = None
         else:
-            row["rank"] = f"{beaten[slug] + 1}{'=' if tied[slug] else ''}"
+            best, worst = beaten[slug] + 1, beaten[slug] + 1 + len(tied[slug])
+            row["rank"] = f"{best}" if best == worst else f"{best}–{worst}"
 
 
 def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
@@ -773,9 +797,10 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
         "Figures are measured by this harness on its own base; none is a paper's.",
         f"Fréchet distance is biased upwards for few samples ({samples} here): compare within "
         "this table only.",
-        "A rank is claimed only where the paired difference over seeds has a 95 % interval that "
-        "excludes zero (not corrected for the number of pairs); = marks ties. With one seed "
-        "everything is a tie.",
+        "Ranks are among rows of equal MACs and retraining: one plus the rows that are surely "
+        "better, up to these plus those that cannot be told apart, by the 95 % intervals of "
+        "differences paired over seeds (not corrected for the number of pairs). A wide range of ranks means "
+        "a wide spread, not a good row. With one seed nothing can be told apart.",
         "Speed-up is the ratio of CPU time with one thread, medians of interleaved rounds.",
     ]
     stuck = [row for row in rows if row["no_faster"]]

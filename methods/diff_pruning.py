@@ -4,11 +4,11 @@ Gongfan Fang, Xinyin Ma, Xinchao Wang: "Structural Pruning for Diffusion Models"
 NeurIPS 2023, arXiv 2305.10924.
 
 One batch x0 and one noise tensor are taken through t = 0, 1, 2, ...; gradients of the denoising
-loss L_t add up, g = sum_t dL_t/dw. Late steps carry little but noise: accumulation stops at the
-first t with L_t < threshold * max L. L_t is the error of the noise also where the model predicts v
-or the clean image. A channel's score adds the Taylor terms of all tensor
-slices that go with it (residuals, concatenations, time projections: `harness/channels.py`), and
-the lowest are cut. The two official programs differ, `variant` selects:
+loss L_t add up, g = sum_t dL_t/dw. At large t images are little but noise: accumulation stops at
+the first t with L_t < threshold * max L. L_t is the error of the noise also where the model
+predicts v or the clean image. A channel's score adds the Taylor terms of all tensor slices that go
+with it (residuals, concatenations, time projections: `harness/channels.py`), and the lowest are
+cut. The two official programs differ, `variant` selects:
 
 * "diffusers" (ddpm_prune.py): slice score sum |w g|, mean over conv and linear slices, divided
   by its mean; a tensor that holds the group twice counts both halves; the step that falls under

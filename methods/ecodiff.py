@@ -1,4 +1,4 @@
-"""Learn which heads and neurons the finished image can do without, through the whole sampling run.
+"""Learn through the whole sampling run which heads and neurons the final image can do without.
 
 Zhang et al., "Effortless Efficiency: Low-Cost Pruning of Diffusion Models" (EcoDiff), arXiv
 2412.02852; version 2 is "Learnable Sparsity for Vision Generative Models", ICLR 2026. Weights stay
@@ -20,9 +20,11 @@ say so, its code prunes them, and the printed 9.6 billion parameters at 20 % are
 Gates, gradients and removal are there for FLUX; `compress` refuses it, as nothing here samples it.
 
 Differs from the paper in: gate noise is drawn once for each step and layer and replayed when the
-step is run again, so gradients are those of the loss (the released code redraws it); weight decay
-does not act on lambda; a layer that loses everything gives its output bias, as masking does; R
-counts FLUX's modulation outputs (the released code adds their term after the loss is formed).
+step is run again, so gradients are those of the loss (the released code redraws it), and one draw
+serves a batch of requests (there: one request); every request starts from noise of its own (there:
+all from one seed); of n units round(ratio n) go (there: int of the part that stays is kept); weight
+decay does not act on lambda; a layer that loses everything gives its output bias, as masking does;
+R counts FLUX's modulation outputs (the released code adds their term after the loss is formed).
 `objective="step"` matches single denoiser answers along the dense trajectory instead, the paper's
 baseline.
 
@@ -257,8 +259,11 @@ def check_request(model: nn.Module, layers: Sequence[WidthLayer], config: Config
     """Refuse what cannot be met, before anything is learned.
 
     Raises:
-        ValueError: both or neither of ratio and params, out of range, or not to be met.
+        ValueError: both or neither of ratio and params, out of range, or not to be met; or there
+            is no head and no neuron.
     """
+    if not layers:
+        raise ValueError("this denoiser has no attention head or feed-forward neuron left to gate")
     if (config.ratio is None) == (config.params is None):
         raise ValueError("give either ratio (units removed) or params (fraction kept)")
     if config.ratio is not None and not 0 <= config.ratio < 1:

@@ -1,16 +1,18 @@
 """Remove the layers whose absence changes the output least, all at once, under a budget.
 
-Zhang, Li, Chen and Xu, "LAPTOP-Diff: Layer Pruning and Normalized Distillation for Compressing
+Zhang, Li, Chen, Xie and Lu, "LAPTOP-Diff: Layer Pruning and Normalized Distillation for Compressing
 Diffusion Models", arXiv 2404.11098. Criterion: v_i = E ||eps(x_t, t) - eps_i(x_t, t)||^2, where
 eps_i is the dense denoiser with layer i alone bypassed; the expectation is over data, noise and
 timesteps, the same for every layer. What several removals do together is taken to be the sum, so
 the set R that minimises sum v_i with at least the wanted parameters is a 0/1 knapsack, solved
-exactly. The normalised distillation behind it: `run laptop_diff distill --set
+by dynamic programming. The normalised distillation behind it: `run laptop_diff distill --set
 distill.normalise=squared`.
 
 Differs from the paper in: no code is public and the full text was not at hand, so the number of
-calibration samples, the granularity for SDXL and the exact solver are our choices; the mean square
-is taken per element. Notes hold the damage that the sum predicts and the one that was measured.
+calibration samples and the solver are our choices, and so is the granularity: whole transformers
+go, as whole ResNets do (`layers="blocks"` takes them block by block, which matters where one holds
+several, as in SDXL). The mean square is taken per element. Notes hold the damage that the sum
+predicts and the one that was measured.
 
 Expect: `python -m methods run laptop_diff --task fashion_t2i --set laptop_diff.params=0.5`. It is a
 row of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine, cost

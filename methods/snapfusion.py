@@ -1,4 +1,4 @@
-"""Make a model survive missing blocks, drop those that cost most for what they give, halve steps.
+"""Train to tolerate missing blocks, drop those worth least a millisecond, halve the sampling steps.
 
 Li et al., "SnapFusion: Text-to-Image Diffusion Model on Mobile Devices within Two Seconds", NeurIPS
 2023, arXiv 2306.00980. No code was released; this follows the paper:
@@ -26,9 +26,9 @@ distilled as it is.
 Expect: `python -m methods run snapfusion --task fashion_t2i --set snapfusion.params=0.5 --set
 snapfusion.judged=2 --set snapfusion.robust_steps=40 --set snapfusion.between_steps=4 --set
 snapfusion.block_steps=100`. It is a row of `python -m methods standard --task fashion_t2i`, whose
-records hold its time, machine, cost and scores with their spread. The table asks for parameters, so
-that its rows are of equal size; the paper asks for a latency and for fewer steps: `--set
-snapfusion.latency=0.7 --set snapfusion.steps=8` in place of `params`.
+records hold its time, machine, cost and scores with their spread. The table asks for parameters, as
+other methods that take blocks do, though whole blocks may overshoot; the paper asks for a latency
+and for fewer steps: `--set snapfusion.latency=0.7 --set snapfusion.steps=8` in place of `params`.
 """
 
 from __future__ import annotations

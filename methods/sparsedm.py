@@ -15,15 +15,17 @@ weight then learns nothing and comes back only if a kept one falls below it.
 Loss: a |target - student|^2 + b |teacher - student|^2, (a, b) = (1, 0) plain, (0, 1) teacher only,
 (1, 0.1) the default and the code's "lsm3".
 `progressive` tightens the pattern in four phases of equal length (2:4 comes after 6:8, 5:8, 4:8),
-each with a new optimizer and a new loss; the published loop keeps the old ones by mistake.
+each with a new optimizer and a new loss. The published loop has a phase as configured before them,
+and keeps the old optimizer and loss by mistake. Runs of 8 have to fit every masked layer.
 
 Differs from the paper in: masked are the inner convolutions and linear layers of a U-Net (its
 U-ViT: attention and MLP; its U-Net: all, here `layers="all"`); learning rate warmed up, then a
 cosine to zero, and gradients clipped at norm 1, as `finetune` does, over far fewer steps; Adam's
-weight decay 0.03 as there. Averages are taken of the dense weights, and the final mask is chosen
-from the averaged weights. By default runs stay within the input channels of one kernel position;
-layout "flattened" is the authors' order, whose runs may cross them (`crossing` in the notes tells
-where; no hardware can use those). Ties go in order of their index instead of by chance.
+betas 0.99 and 0.999 and weight decay 0.03 are theirs, not those of `finetune`. Averages are taken
+of the dense weights, and the final mask is chosen from the averaged weights. By default runs stay
+within the input channels of one kernel position; layout "flattened" is the authors' order, whose
+runs may cross them (`crossing` in the notes tells where; no hardware can use those). Ties go in
+order of their index instead of by chance.
 
 By default the first and last layers and the embeddings stay dense, and on a DiT every block's norm1
 (timestep MLP and adaLN) too: 41 % of the parameters of `fashion_dit`, of all of which 2:4 zeroes
@@ -38,7 +40,7 @@ for linear layers, skips the zeros. Convolutions have no such kernel in torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,9 +104,7 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
     if config.noise_weight == config.teacher_weight == 0:
         raise ValueError("noise_weight and teacher_weight are both zero: nothing to learn from")
     layers = sparse_layers(pipe.denoiser, config.layers)
-    for pattern, _ in phases:  # refuse before any training
-        for name, layer in layers.items():
-            pattern.check(layer.weight.shape, name)
+    check_patterns([pattern for pattern, _ in phases], layers)  # before any training
 
     first = magnitude_masks(layers, target)
     batches = task.training_batches(config.batch_size)
@@ -142,6 +142,22 @@ def compress(pipe: Pipeline, task: Task, config: Config) -> tuple[Pipeline, Note
         "crossing": crossing(layers, target),
         "losses": losses,
     }
+
+
+def check_patterns(patterns: Sequence[NOfM], layers: Mapping[str, Layer]) -> None:
+    """Refuse patterns, the last of which is the one asked for, whose runs do not fit a layer.
+
+    Raises:
+        ValueError: naming the layer, and the phase where `progressive` put the pattern there.
+    """
+    for pattern in patterns:
+        for name, layer in layers.items():
+            try:
+                pattern.check(layer.weight.shape, name)
+            except ValueError as error:
+                if pattern == patterns[-1]:
+                    raise
+                raise ValueError(f"progressive, in its phase {pattern}: {error}") from error
 
 
 def schedule(target: NOfM, steps: int) -> list[tuple[NOfM, int]]:

@@ -13,8 +13,8 @@ late layers are treated alike, at the price of removing about one layer too much
 
 Expect: `python -m methods run uniform_depth --task fashion_t2i --set uniform_depth.params=0.5`. It
 is a row of `python -m methods standard --task fashion_t2i`, whose records hold its time, machine,
-cost and scores with their spread. Fewer parameters and MACs in proportion, and time with them,
-since whole layers go.
+cost and scores with their spread. Parameters, MACs and time fall together; in proportion
+on a DiT, whose blocks are alike, while on a U-Net parameters fall faster than MACs.
 """
 
 from __future__ import annotations

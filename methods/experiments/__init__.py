@@ -1,1 +1,1 @@
-"""One file, one question: the evidence behind the methods, each with a bar set beforehand."""
+"""One file, one question: the evidence behind the methods, each with a bar."""

@@ -9,22 +9,25 @@ Expect: `python -m methods experiment clipped_guidance`, 8 minutes of one core.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 
 from diffusers import DDIMScheduler
 
 from methods.harness.alignment import agreement
-from methods.harness.experiment import Column, Finding, Lab, paired, verdict_of
+from methods.harness.experiment import Column, Finding, Lab, Paired, Value, paired, verdict_of
 from methods.harness.sample import sample
 
 CARD = {
     "methods": ["dense"],
     "task": "fashion_dit",
-    "bar": "in the most steps, guided images show what was asked for surely more often unclipped, "
-    "and unguided ones no less often",
-    "source": "an orthogonality run in which 50 steps looked worse than 8",
+    "bar": "in the most steps, guided images show what was asked for more often unclipped, and "
+    "unguided ones at most two in a hundred less often, by the 95 % interval over seeds",
+    "source": "an early stacking run in which 50 guided steps looked worse than 8",
 }
+LOSS = 0.02  # share of unguided images that not clipping may cost
 COLUMNS = (
     Column("seed", "seed"),
     Column("guidance", "w", 1),
@@ -49,7 +52,7 @@ def investigate(lab: Lab, config: Config) -> Finding:
     bench = lab.bench("fashion_dit")
     dense, judge = bench.dense, bench.classifier
     assert judge is not None  # every conditional base has one
-    rows = []
+    rows: list[dict[str, Value]] = []
     for seed in lab.seeds:
         task = bench.task_at(seed)
         noise = task.noise(config.images, "clipped_guidance")
@@ -60,25 +63,43 @@ def investigate(lab: Lab, config: Config) -> Finding:
             shares = {}
             for key, clip in (("clipped", True), ("free", False)):
                 scheduler = DDIMScheduler.from_config(dense.scheduler.config, clip_sample=clip)
-                images = sample(dense, noise, steps, rows=asked, guidance=w, scheduler=scheduler)
+                images = sample(
+                    dense,
+                    noise,
+                    steps,
+                    rows=asked,
+                    guidance=w,
+                    scheduler=scheduler,
+                    precision=lab.protocol.precision,
+                )
                 shares[key] = agreement(judge, images, asked)["class"]
             rows.append({"seed": seed, "guidance": w, "steps": steps, **shares})
+    return judge(rows, dense.guidance, config)
 
-    def gain(w: float, steps: int) -> list[list[float]]:
+
+def judge(rows: Sequence[Mapping[str, Value]], weight: float, config: Config) -> Finding:
+    """The verdict, from intervals over seeds; `weight` is that of guidance."""
+
+    def shares(w: float, steps: int, key: str) -> list[float]:
         own = [row for row in rows if (row["guidance"], row["steps"]) == (w, steps)]
-        return [[float(row[key]) for row in own] for key in ("free", "clipped")]
+        return [float(row[key] or 0) for row in own]
 
-    guided = paired(*gain(dense.guidance, config.most))
-    plain = paired(*gain(1.0, config.most))
-    missed = [not guided.above, plain.below]
+    def gain(w: float) -> Paired:
+        return paired(shares(w, config.most, "free"), shares(w, config.most, "clipped"))
+
+    guided, plain = gain(weight), gain(1.0)
+    missed = []
+    if not guided.above:
+        missed.append("guided images are not surely more often as asked")
+    if plain.low < -LOSS:
+        missed.append(f"a loss of more than {LOSS:g} of the unguided ones is not ruled out")
     by_steps = "; ".join(
-        f"{steps} steps: {sum(clipped) / len(clipped):.2f} clipped, {sum(free) / len(free):.2f} not"
+        f"{steps} steps: {fmean(shares(weight, steps, 'clipped')):.2f} clipped, "
+        f"{fmean(shares(weight, steps, 'free')):.2f} not"
         for steps in (config.few, config.some, config.most)
-        for free, clipped in [gain(dense.guidance, steps)]
     )
     answer = (
-        f"Fraction of images as asked at w = {dense.guidance:g}: {by_steps}. What not clipping "
+        f"Fraction of images as asked at w = {weight:g}: {by_steps}. What not clipping "
         f"adds in {config.most} steps: {guided} guided, {plain} unguided."
     )
-    why = "" if not any(missed) else "the interval of what not clipping adds does not clear zero"
-    return Finding(verdict_of(sum(missed), 2), answer, COLUMNS, tuple(rows), why)
+    return Finding(verdict_of(len(missed), 2), answer, COLUMNS, tuple(rows), "; ".join(missed))

@@ -2,13 +2,13 @@
 
 `diff_pruning` at one size with several thresholds, and `taylor` over all timesteps; each is
 measured as it is and after the same retraining. Threshold 0 takes all timesteps too: it differs
-from `taylor` in the score alone (|w g| added up instead of signs that cancel), from the other
-thresholds in the timesteps alone. Overlap is the fraction of kept channels that are those of
-threshold 0.
+from `taylor` in the score (|w g| added up instead of signs that cancel) and in the noise, which
+each method draws for itself; from the other thresholds in the timesteps alone. Overlap is the
+fraction of kept channels that are those of threshold 0.
 
 The bar is the order that the paper reports at one size and one retraining: FID 5.29 at threshold
 0.05, 5.44 at 0.02, 5.49 at 0 and 5.56 for Taylor on CIFAR-10. Differences are paired over seeds:
-same calibration data, same retraining batches, same sampling noise.
+same calibration images, same retraining batches, same sampling noise.
 
 At this scale: the paper's gaps are 3 to 5 % of its FID after 100,000 optimizer steps, with 50,000
 samples. Three seeds of 1,000 samples after 100 steps cannot tell so little.

@@ -7,9 +7,11 @@ their joint damage on noise and timesteps that nothing was chosen with: the knap
 one's (least damage a parameter first) and random ones. Damage is the mean squared change of the
 denoiser's answer; all sets see the same images, noise and timesteps.
 
-At this scale: the text U-Net's damages add up and the DiT's do not. Its eight blocks stand in a
-row, and the more of them go the more they do together than alone; a U-Net's skips lead around what
-is missing. That is our reading, not a measurement.
+At this scale: random sets of two to five layers add up on the text U-Net, and the less on the DiT
+the more of them go. Sets that the knapsack chooses, of layers that do little alone, do more than
+their own sum on both bases (at half of the parameters 3.2 times on the text U-Net, 2.3 times on the
+DiT), and yet less than random sets. A random set of the U-Net often holds one layer that does
+nearly all of the damage, which then is the sum: our reading, not a measurement.
 
 Expect: `python -m methods experiment laptop_additivity`, 24 minutes of one core.
 """

@@ -11,8 +11,12 @@ values can be taken once more from drawn images, by the log probability that a c
 the garment asked for (`--set snapfusion_value_order.shown=64`, several times the work); it decides
 nothing of the verdict.
 
-Expect: `python -m methods experiment snapfusion_value_order`,
-not run yet, so its time is not known.
+At this scale: with every seed the order by value is the best of the three. Random orders differ so
+much among themselves (Fréchet distances from 723 to 1371) that three of them leave the interval
+open; the inverse order is surely worse. All that meet the target end below it, since a whole block
+is the least that can go.
+
+Expect: `python -m methods experiment snapfusion_value_order`, 46 minutes of one core.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ CARD = {
     "their saved MACs than heads and neurons or channels do, by the 95 % interval over rounds",
     "source": "SnapFusion, arXiv 2306.00980, and BK-SDM, arXiv 2305.15798, choose blocks by time",
 }
+SEEDS = 1  # intervals are over rounds
 Realised = dict[str, list[float]]  # what was cut -> part of the saved MACs, by round
 _FIXED = {"img_ids", "txt_ids"}  # inputs that all images of a batch share
 _MOST, _HALVINGS = 0.95, 6  # of heads, neurons or channels that go; halvings of the search

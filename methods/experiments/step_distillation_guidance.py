@@ -98,7 +98,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     agreement = {p: values(rows, p, "agreement") for p in levels}
     distance = {p: values(rows, p, "frechet") for p in levels}
     ends = paired(agreement[levels[-1]], agreement[levels[0]])
-    rises = all(fmean(agreement[a]) <= fmean(agreement[b]) for a, b in pairwise(levels))
+    rises = all(fmean(agreement[a]) < fmean(agreement[b]) for a, b in pairwise(levels))
     answer = (
         "Agreement "
         + ", ".join(f"{fmean(agreement[p]):.3f} at p = {p:g}" for p in levels)

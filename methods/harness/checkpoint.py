@@ -10,6 +10,7 @@ and then demands every tensor, by name, shape and dtype. Nothing is unpickled.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def save_pruned(pipe: Pipeline, folder: Path, base: str, notes: dict[str, Any]) 
         "notes": notes,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    # Without it the folder is not a saved model: gone first and written last, so that an
+    # interrupted save over an old model is no mixture of both.
+    (folder / "pruning.json").unlink(missing_ok=True)
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if (folder / part).is_dir():
+            shutil.rmtree(folder / part)
     if pipe.autoencoder is not None:
         _save_autoencoder(pipe.autoencoder, folder / "vae")
     if pipe.text is not None:
@@ -98,7 +105,6 @@ def save_pruned(pipe: Pipeline, folder: Path, base: str, notes: dict[str, Any]) 
         folder / "scheduler_config.json", json.dumps(scheduler, indent=2, sort_keys=True) + "\n"
     )
     write_tensors(folder / "model.safetensors", state, {})
-    # Last: a folder without it is not a saved model.
     write_text(folder / "pruning.json", json.dumps(record, sort_keys=True) + "\n")
 
 

@@ -167,8 +167,9 @@ def _unet_layers(model: Any) -> Iterator[tuple[str, int]]:
     for part, blocks in (("down_blocks", model.down_blocks), ("up_blocks", model.up_blocks)):
         if part == "up_blocks" and model.mid_block is not None:
             yield "mid_block.resnets.0", hidden
-            for index in range(len(model.mid_block.attentions)):
-                yield f"mid_block.attentions.{index}", hidden
+            for index, attention in enumerate(model.mid_block.attentions):
+                if attention is not None:  # as with add_attention=False
+                    yield f"mid_block.attentions.{index}", hidden
                 yield f"mid_block.resnets.{index + 1}", hidden
         for stage, block in enumerate(blocks):
             for index, resnet in enumerate(block.resnets):
@@ -176,14 +177,20 @@ def _unet_layers(model: Any) -> Iterator[tuple[str, int]]:
                 hidden = _width(resnet, hidden)
                 if hasattr(block, "attentions"):
                     yield f"{part}.{stage}.attentions.{index}", hidden
+            # A sampler's width is a channel group of its own, which pruning may have cut otherwise.
+            for samplers in ("downsamplers", "upsamplers"):
+                for sampler in getattr(block, samplers, None) or ():
+                    hidden = _width(getattr(sampler, "conv", sampler), hidden)
 
 
-def _width(resnet: nn.Module, hidden: int) -> int:
-    """What a ResNet or its stand-in gives for `hidden` channels."""
-    if isinstance(resnet, ResnetBlock2D):
-        return int(resnet.conv2.out_channels)
-    if isinstance(resnet, SkipToShortcut):
-        return int(resnet.conv_shortcut.out_channels)
+def _width(layer: nn.Module, hidden: int) -> int:
+    """What a ResNet, its stand-in or a sampler's convolution gives for `hidden` channels."""
+    if isinstance(layer, nn.Conv2d):
+        return int(layer.out_channels)
+    if isinstance(layer, ResnetBlock2D):
+        return int(layer.conv2.out_channels)
+    if isinstance(layer, SkipToShortcut):
+        return int(layer.conv_shortcut.out_channels)
     return hidden
 
 

@@ -154,7 +154,8 @@ def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, A
     A module's SEEDS, if it has one, is how many of the lab's seeds it uses: the first ones.
 
     Raises:
-        ValueError: unknown experiment or setting, or the experiment refuses the machine.
+        ValueError: unknown experiment or setting, too few or repeated seeds, or the experiment
+            refuses the machine.
     """
     described = registry.describe_experiment(name)
     module = registry.load_experiment(name)
@@ -162,6 +163,8 @@ def investigate(name: str, lab: Lab, settings: registry.Settings) -> dict[str, A
     used = getattr(module, "SEEDS", None)
     if used is None and len(lab.seeds) < 2:
         raise ValueError(f"{name}: --seeds needs at least two, its intervals are over them")
+    if len(set(lab.seeds)) < len(lab.seeds):
+        raise ValueError(f"{name}: --seeds names a seed twice, which would narrow every interval")
     lab = replace(lab, seeds=lab.seeds[:used])
     start = time.perf_counter()
     finding: Finding = module.investigate(lab, config)

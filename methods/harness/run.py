@@ -169,6 +169,8 @@ def is_current(record: Record, bench: Bench, recipe: Recipe, seed: int) -> bool:
         and record["seed"] == seed
         and record["protocol"] == bench.protocol_record
         and record["provenance"]["base_sha256"] == bench.dense_sha256
+        and record["provenance"].get("device") == bench.device.type
+        and record["latency"]["device"] == bench.latency_device.type
     )
 
 
@@ -201,6 +203,9 @@ class Bench:
         self.report = report
         self.base = _base_name(task, model)
         report(f"load {self.base}")
+        if torch.device(device).type == "cuda":
+            # Else fp32 convolutions round their factors to 10 bits (TF32), matrices do not.
+            torch.backends.cudnn.allow_tf32 = False
         dense = load_base(task if model is None else model).to(device)
         self.dense = replace(dense, steps=BaseSteps(dense.steps))
         self.dense.denoiser.eval().requires_grad_(True)

@@ -49,8 +49,14 @@ def rungs(scheduler: DDIMScheduler, student_steps: int, stride: int = 2) -> list
     times as many steps has the same points, the stops are its points; the trailing spacing has.
 
     Raises:
-        ValueError: the teacher's ladder does not contain the student's.
+        ValueError: the teacher's ladder does not contain the student's, or the scheduler clips
+            predicted images, so that no clean image answers for a step whose x* lies outside.
     """
+    if scheduler.config.get("clip_sample"):
+        raise ValueError(
+            "this base's scheduler clips predicted images (clip_sample), so steps cannot be "
+            "distilled: x* of the target may lie outside [-1, 1]; use a base without clipping"
+        )
     coarse = ladder(scheduler, student_steps)
     fine = [t for t, _ in ladder(scheduler, stride * student_steps)]
     if fine[::stride] != [t for t, _ in coarse] or any(end not in (*fine, -1) for _, end in coarse):

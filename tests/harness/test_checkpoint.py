@@ -12,9 +12,12 @@ import torch
 from diffusers import DDIMPipeline
 from safetensors.torch import load_file, save_file
 
+from methods.harness import checkpoint
 from methods.harness.channels import channel_groups
 from methods.harness.checkpoint import load_base, load_pruned, read_tensors, save_base, save_pruned
 from methods.harness.surgery import cut, ratio_widths, select
+
+from tests.experiments import text_lab
 
 from . import tiny
 
@@ -190,6 +193,26 @@ def test_damage_is_named_in_one_line(case, saved):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_pruned(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_a_save_over_another_model_leaves_nothing_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    text = text_lab.t2i()
+    save_pruned(text, folder, "tiny", {})
+    assert load_pruned(folder).autoencoder is not None
+    plain = tiny.pipeline()
+    save_pruned(plain, folder, "tiny", {})
+    again = load_pruned(folder)
+    assert again.autoencoder is None and again.text is None
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(checkpoint, "write_tensors", fails)
+        save_pruned(plain, folder, "tiny", {})
+    with pytest.raises(FileNotFoundError, match="pruning.json"):
+        load_pruned(folder)
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")  # of diffusers

@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 from methods import bk_sdm
 from methods.harness import depth, zoo
+from methods.harness.channels import channel_groups
 from methods.harness.checkpoint import load_pruned, save_pruned
 from methods.harness.denoise import predict
 from methods.harness.edits import replay
 from methods.harness.pipeline import Pipeline
+from methods.harness.surgery import cut
 from tests.harness import tiny
 
 
@@ -200,6 +203,45 @@ def test_random_sets_meet_the_budget_with_nothing_to_spare():
     for wanted in range(1, 61):
         held = [sizes[name] for name in depth.random_set(units, wanted, draw)]
         assert sum(held) - min(held) < wanted <= sum(held)
+
+
+@pytest.mark.parametrize("part", ["down_blocks.1.downsamplers.0", "up_blocks.0.upsamplers.0"])
+def test_the_width_behind_a_sampler_is_that_of_the_sampler(part):
+    """A cut of the sampler's own channels: the next ResNet no longer reads what it gives."""
+    pipe = tiny.conditional("t2i")
+    conv = f"{part}.conv"
+    (group,) = (
+        g
+        for g in channel_groups(pipe.denoiser)
+        if any((s.module, s.axis) == (conv, "out") for s in g.slots)
+    )
+    first, stage, _ = part.split(".", 2)
+    behind = f"{first}.{int(stage) + 1}.resnets.0"
+    before = {unit.name: unit for unit in depth.units(pipe.denoiser)}[behind]
+    assert before.removable
+    pipe = cut(pipe, {group.name: list(range(group.size * 3 // 4))})
+    width = pipe.denoiser.get_submodule(conv).out_channels
+    assert width < group.size
+    unit = {unit.name: unit for unit in depth.units(pipe.denoiser)}[behind]
+    assert unit.removable == (pipe.denoiser.get_submodule(behind).conv2.out_channels == width)
+    for name in (unit.name for unit in depth.removable(pipe.denoiser)):
+        with depth.bypassed(pipe.denoiser, [name]):
+            assert torch.isfinite(answer(pipe)).all()
+
+
+def test_a_middle_without_attention_has_none_to_remove():
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+    )
+    names = {unit.name for unit in depth.units(model)}
+    assert {"mid_block.resnets.0", "mid_block.resnets.1"} <= names
+    assert not any("attentions" in name for name in names)
 
 
 @pytest.mark.parametrize("kind", ["t2i", "dit"])

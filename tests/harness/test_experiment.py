@@ -123,13 +123,15 @@ def test_a_record_is_written_and_read_back(one_experiment) -> None:
         results.experiments(one_experiment)
 
 
-def test_one_seed_is_refused_before_anything_runs(one_experiment, monkeypatch) -> None:
+def test_one_seed_or_one_twice_is_refused_before_anything_runs(one_experiment, monkeypatch) -> None:
     module = registry.load_experiment("adds_up")
     monkeypatch.delattr(module, "SEEDS")
     monkeypatch.setattr(registry, "load_experiment", lambda name: module)
     monkeypatch.setattr(module, "investigate", lambda lab, config: pytest.fail("it ran"))
     with pytest.raises(ValueError, match="at least two"):
         experiment.investigate("adds_up", Lab(seeds=(7,)), {})
+    with pytest.raises(ValueError, match="names a seed twice"):
+        experiment.investigate("adds_up", Lab(seeds=(7, 8, 7)), {})
 
 
 def test_committed_records_answer_what_the_code_asks() -> None:

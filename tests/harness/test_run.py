@@ -117,13 +117,17 @@ def test_a_damaged_cache_is_measured_again(base: Path, tmp_path: Path, monkeypat
     assert Bench(TASK, PROTOCOL, model=str(base)).run(dense)["quality"] == before["quality"]
 
 
-def test_current_means_same_recipe_seed_protocol_and_base(bench: Bench, base: Path) -> None:
+def test_current_means_same_recipe_seed_protocol_base_and_devices(bench: Bench, base: Path) -> None:
     record = bench.run(RECIPE)
     assert run.is_current(record, bench, RECIPE, 0)
     assert not run.is_current(record, bench, RECIPE, 1)
     assert not run.is_current(record, bench, RECIPE[:1], 0)
     more = Bench(TASK, replace(PROTOCOL, samples=25), model=str(base))
     assert not run.is_current(record, more, RECIPE, 0)
+    for part in ("provenance", "latency"):  # drawn, or timed, on another device
+        assert not run.is_current(
+            {**record, part: {**record[part], "device": "cuda"}}, bench, RECIPE, 0
+        )
 
 
 @dataclass(frozen=True)

@@ -267,3 +267,10 @@ def test_a_schedule_that_was_moved_in_part_serves_on_both_devices():
     )
     alpha, sigma = step_distill.alpha_sigma(scheduler, t)
     assert alpha.device.type == sigma.device.type == "meta" and alpha.shape == (2, 1, 1, 1)
+
+
+def test_a_scheduler_that_clips_is_refused():
+    scheduler = zoo.cosine_scheduler(num_train_timesteps=64)
+    clipping = type(scheduler).from_config(scheduler.config, clip_sample=True)
+    with pytest.raises(ValueError, match="clips predicted images"):
+        step_distill.rungs(clipping, 8)

@@ -149,7 +149,7 @@ TABLE = {
             "speedup": spread(1.3),
             "no_faster": False,
             "cost_seconds": 12.0,
-            "rank": "1=",
+            "rank": "1–2",
             "method": "some_method",
             "request": "macs 0.75",
             "bare": True,
@@ -316,7 +316,7 @@ def test_readme_shows_results_and_times_only_when_there_are_some() -> None:
     measured = {"machine": "2 cores", "setup_seconds": 61, "compare_seconds": 200}
     measured |= {"test_seconds": 120, "disk_mb": 1400}
     with_them = render.readme(inputs(results={"task": TABLE}, measured=measured), TEMPLATES)
-    assert "| some_method | 75.0&nbsp;% | 500.0 | 0.800 | 1.30× | 1= |" in with_them
+    assert "| some_method | 75.0&nbsp;% | 500.0 | 0.800 | 1.30× | 1–2 |" in with_them
     assert "| 0.85&nbsp;M (0.84–0.86) | 80.0&nbsp;% | 100 | 12.0 | 1 |" in with_them
     assert "| **75 % of MACs** | | |" in with_them
     assert "| method | MACs left | Fréchet ↓ | as asked ↑ |" in with_them

@@ -210,14 +210,34 @@ def test_ties_are_drawn_as_ties(tmp_path: Path) -> None:
     data = [record("magnitude", s, v) for s, v in enumerate((100.0, 120.0, 110.0))]
     data += [record("diff_pruning", s, v) for s, v in enumerate((110.0, 100.0, 111.0))]
     table = table_of(tmp_path, *data)
-    assert {r["rank"] for r in table["rows"]} == {"1="}
+    assert {r["rank"] for r in table["rows"]} == {"1–2"}
     assert {p["better"] for p in table["comparisons"]} == {"tie"}
 
 
 def test_one_seed_claims_no_order(tmp_path: Path) -> None:
     table = table_of(tmp_path, record("magnitude", 0, 500.0), record("diff_pruning", 0, 1.0))
     assert {p["interval"] for p in table["comparisons"]} == {None}
-    assert {r["rank"] for r in table["rows"]} == {"1="}
+    assert {r["rank"] for r in table["rows"]} == {"1–2"}
+
+
+def test_equal_means_of_unequal_runs_are_not_compared(tmp_path: Path) -> None:
+    data = [record("magnitude", s, 100.0 + s, macs=600, params=60) for s in range(2)]
+    data += [
+        record("snapfusion", s, 200.0, macs=macs, params=macs // 10)
+        for s, macs in enumerate((500, 700))
+    ]
+    table = table_of(tmp_path, *data)
+    assert len({r["macs_fraction"] for r in table["rows"]}) == 1
+    assert table["comparisons"] == []
+
+
+def test_a_row_whose_seeds_disagree_has_a_wide_rank(tmp_path: Path) -> None:
+    far = {"magnitude": (300.0, 301.0, 302.0), "random": (100.0, 900.0, 150.0)}
+    far["diff_pruning"] = (200.0, 202.0, 201.0)
+    data = [record(name, s, v) for name, found in far.items() for s, v in enumerate(found)]
+    table = table_of(tmp_path, *data)
+    ranks = {name: row(table, name)["rank"] for name in far}
+    assert ranks == {"diff_pruning": "1–2", "magnitude": "2–3", "random": "1–3"}
 
 
 def test_unequal_sizes_or_retraining_are_not_compared(tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ def test_requests():
         ecodiff.check_request(model, layers, ecodiff.Config())
     with pytest.raises(ValueError, match="round_to must be at least 1"):
         ecodiff.check_request(model, layers, ecodiff.Config(ratio=0.5, round_to=0))
+    with pytest.raises(ValueError, match="no attention head or feed-forward neuron left"):
+        ecodiff.check_request(model, (), ecodiff.Config(ratio=0.5))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
