@@ -798,9 +798,9 @@ def _notes(found: Sequence[Record], rows: Sequence[Table]) -> list[str]:
         f"Fréchet distance is biased upwards for few samples ({samples} here): compare within "
         "this table only.",
         "Ranks are among rows of equal MACs and retraining: one plus the rows that are surely "
-        "better, up to these plus those that cannot be told apart, by the 95 % intervals of "
-        "differences paired over seeds (not corrected for the number of pairs). A wide range of ranks means "
-        "a wide spread, not a good row. With one seed nothing can be told apart.",
+        "better, up to these plus those that cannot be told apart, by 95 % intervals of "
+        "differences paired over seeds (not corrected for the number of pairs). A wide range of "
+        "ranks means a wide spread, not a good row. With one seed nothing can be told apart.",
         "Speed-up is the ratio of CPU time with one thread, medians of interleaved rounds.",
     ]
     stuck = [row for row in rows if row["no_faster"]]

@@ -16,7 +16,6 @@ from methods.harness import checkpoint
 from methods.harness.channels import channel_groups
 from methods.harness.checkpoint import load_base, load_pruned, read_tensors, save_base, save_pruned
 from methods.harness.surgery import cut, ratio_widths, select
-
 from tests.experiments import text_lab
 
 from . import tiny
@@ -211,7 +210,7 @@ def test_a_save_over_another_model_leaves_nothing_of_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(checkpoint, "write_tensors", fails)
         save_pruned(plain, folder, "tiny", {})
-    with pytest.raises(FileNotFoundError, match="pruning.json"):
+    with pytest.raises(FileNotFoundError, match=r"pruning\.json"):
         load_pruned(folder)
 
 
