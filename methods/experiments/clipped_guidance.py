@@ -50,8 +50,8 @@ class Config:
 def investigate(lab: Lab, config: Config) -> Finding:
     """Draw every combination and count what shows what was asked for."""
     bench = lab.bench("fashion_dit")
-    dense, judge = bench.dense, bench.classifier
-    assert judge is not None  # every conditional base has one
+    dense, classifier = bench.dense, bench.classifier
+    assert classifier is not None  # every conditional base has one
     rows: list[dict[str, Value]] = []
     for seed in lab.seeds:
         task = bench.task_at(seed)
@@ -70,9 +70,9 @@ def investigate(lab: Lab, config: Config) -> Finding:
                     rows=asked,
                     guidance=w,
                     scheduler=scheduler,
-                    precision=lab.protocol.precision,
+                    precision=lab.protocol.precision,  # type: ignore[arg-type]
                 )
-                shares[key] = agreement(judge, images, asked)["class"]
+                shares[key] = agreement(classifier, images, asked)["class"]
             rows.append({"seed": seed, "guidance": w, "steps": steps, **shares})
     return judge(rows, dense.guidance, config)
 
