@@ -321,6 +321,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
         "Fréchet ↓",
         "Fréchet distance to the held-out reference: mean (least–most) over seeds",
     ),
+    ("rank", "rank", "by Fréchet distance, among rows of equal MACs and retraining; best–worst"),
     ("kernel", "kernel ↓", "kernel distance (unbiased MMD²) to the reference: mean (least–most)"),
     (
         "agreement",
@@ -330,7 +331,6 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ssim", "SSIM to dense ↑", "structural similarity to the dense model's images, same noise"),
     ("speedup", "speed-up", "dense over pruned, median of paired rounds, CPU time"),
     ("cost_seconds", "cost s", "CPU seconds (GPU: wall-clock) of pruning and retraining, mean"),
-    ("rank", "rank", "by Fréchet distance, among rows of equal MACs and retraining; best–worst"),
 )
 
 
@@ -845,12 +845,12 @@ def cells(row: Table) -> dict[str, str]:
             str(row["optimizer_steps"]), row["optimizer_steps_range"], "{:.0f}", 1
         ),
         "frechet": _figure(row["frechet"]),
+        "rank": row["rank"] or "–",
         "kernel": _figure(row["kernel"]),
         **({} if asked is None else {"agreement": _figure(asked)}),
         "ssim": f"{row['ssim']['mean']:.3f}",
         "speedup": f"{row['speedup']['mean']:.2f}×{' !' if row['no_faster'] else ''}",
         "cost_seconds": f"{row['cost_seconds']:.1f}",
-        "rank": row["rank"] or "–",
     }
 
 

@@ -106,6 +106,14 @@ def test_rows_hold_mean_range_and_count_over_seeds(tmp_path: Path) -> None:
     assert only["seeds"] == [0, 1, 2] and only["rank"] is None
 
 
+def test_cells_stand_under_their_columns(tmp_path: Path) -> None:
+    table = table_of(tmp_path, record())
+    keys = [column["key"] for column in table["columns"]]
+    assert list(results.cells(table["rows"][0])) == keys
+    asked = [key for key, *_ in results.COLUMNS]
+    assert [key for key in asked if key != "agreement"] == keys  # unconditional: nothing is asked
+
+
 def test_what_differs_between_seeds_is_shown_as_a_range(tmp_path: Path) -> None:
     data = [record(seed=seed, params=80 + 2 * seed, macs=750 + 10 * seed) for seed in range(3)]
     data[2]["cost"][0]["optimizer_steps"] = 30
