@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 
 from methods import laptop_diff
 from methods.harness.calibration import calibration
-from methods.harness.depth import Unit, random_set, removable, requested
+from methods.harness.depth import Unit, removable, requested
 from methods.harness.experiment import (
     Column,
     Finding,
@@ -158,11 +158,22 @@ def random_sets(
     return [[names[k] for k in chosen] for chosen in found]
 
 
+def random_set(candidates: Sequence[Unit], wanted: int, draw: torch.Generator) -> list[str]:
+    """Layers in random order until `wanted` parameters are gone."""
+    order = torch.randperm(len(candidates), generator=draw).tolist()
+    return until_met([candidates[k] for k in order], wanted)
+
+
 def greedy_set(candidates: Sequence[Unit], damages: Sequence[float], wanted: int) -> list[str]:
     """Layers of least damage a parameter first, until `wanted` parameters are gone."""
     order = sorted(range(len(candidates)), key=lambda k: damages[k] / candidates[k].params)
-    gone = accumulate((candidates[k].params for k in order), initial=0)
-    return [candidates[k].name for k, before in zip(order, gone, strict=False) if before < wanted]
+    return until_met([candidates[k] for k in order], wanted)
+
+
+def until_met(order: Sequence[Unit], wanted: int) -> list[str]:
+    """Names of the first layers that hold `wanted` parameters together."""
+    gone = accumulate((unit.params for unit in order), initial=0)
+    return [unit.name for unit, before in zip(order, gone, strict=False) if before < wanted]
 
 
 def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:

@@ -51,8 +51,14 @@ def test_greedy_takes_the_least_damage_a_parameter():
     assert laptop_additivity.greedy_set(UNITS, damages, 31) == ["b", "a", "c"]
 
 
-def test_random_sets_differ():
+def test_random_sets_meet_the_budget_and_differ():
     draw = torch.Generator().manual_seed(0)
+    found = {tuple(laptop_additivity.random_set(UNITS, 30, draw)) for _ in range(60)}
+    sizes = {unit.name: unit.params for unit in UNITS}
+    for chosen in found:
+        assert sum(sizes[name] for name in chosen) >= 30
+        assert sum(sizes[name] for name in chosen[:-1]) < 30
+    assert len(found) == 5  # c, ac, bc, ab, ba
     names = list("abcdef")
     some = laptop_additivity.random_sets(names, 3, 12, draw)
     assert len({tuple(chosen) for chosen in some}) == 12
