@@ -12,7 +12,7 @@ to dense" is to the dense model's images in the protocol's own number of steps. 
 budget are far from Stable Diffusion, so what holds here is consistent with the abstract at most.
 
 At this scale: the smaller model's distance in 8 steps is two thirds of the larger one's in 25, and
-its agreement the same within what three seeds can tell. The credit is the choice of blocks': without
+its agreement the same within what three seeds can tell. What wins is the choice of blocks: without
 the distillation distance and agreement are as good, and images nearer to the dense model's. In 8
 steps even the undistilled dense model is close to its own images in 10 (squared error 0.0006), so
 there is little for distilling steps to win.
