@@ -5,13 +5,15 @@ On the trained bases, random sets of layers of every size are removed together: 
 them as the joint damage does, and how far off is it? Then sets that meet a budget are compared by
 their joint damage on noise and timesteps that nothing was chosen with: the knapsack's, the greedy
 one's (least damage a parameter first) and random ones. Damage is the mean squared change of the
-denoiser's answer; all sets see the same images, noise and timesteps.
+denoiser's answer; all sets see the same images, noise and timesteps. Random sets overshoot the
+budget more than the knapsack's, which chooses sizes that fit.
 
 At this scale: random sets of two to five layers add up on the text U-Net, and the less on the DiT
 the more of them go. Sets that the knapsack chooses, of layers that do little alone, do more than
 their own sum on both bases (at half of the parameters 3.2 times on the text U-Net, 2.3 times on the
-DiT), and yet less than random sets. A random set of the U-Net often holds one layer that does
-nearly all of the damage, which then is the sum: our reading, not a measurement.
+DiT), and yet less than random sets, on the DiT surely so at a quarter only. A random set of the
+U-Net often holds one layer that does nearly all of the damage, which then is the sum: our reading,
+not a measurement.
 
 Expect: `python -m methods experiment laptop_additivity`, 24 minutes of one core.
 """

@@ -3,7 +3,7 @@
 This is the abstract's headline, asked of the reconstruction and of the shipped base: for every seed
 `smaller_faster_sd` removes 46 % of the parameters, retrains and distils to 8 sampling steps, while
 BK-SDM-Small's list leaves more and is trained by its own distillation for as many optimizer steps,
-then sampled in 25. Requests, noise and weight of guidance are the same. Two more rows say what the
+then sampled in 25. Requests, noise and guidance weight are the same. Two more rows say what the
 parts do: the same small model retrained all the time and never distilled, and the dense model, both
 in 8 steps.
 
@@ -11,7 +11,13 @@ Optimizer steps are equal, seconds are not: guided answers and the teacher's ste
 to dense" is to the dense model's images in the protocol's own number of steps. Model, data and
 budget are far from Stable Diffusion, so what holds here is consistent with the abstract at most.
 
-Expect: `python -m methods experiment smaller_and_faster`, not run yet, so its time is not known.
+At this scale: the smaller model's distance in 8 steps is two thirds of the larger one's in 25, and
+its agreement the same within what three seeds can tell. What wins is the choice of blocks: without
+the distillation distance and agreement are as good, and images nearer to the dense model's. In 8
+steps even the undistilled dense model is close to its own images in 10 (squared error 0.0006), so
+there is little for distilling steps to win.
+
+Expect: `python -m methods experiment smaller_and_faster`, 56 minutes of one core.
 """
 
 from __future__ import annotations

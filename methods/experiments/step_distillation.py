@@ -2,7 +2,7 @@
 
 For every seed the base is distilled 16 -> 8 -> 4 with SnapFusion's loss (guided with the paper's
 probability p, one w an iteration, teacher and student alike). Then base and students draw from the
-same noise, for the same requests and with the same weight of guidance, in 8 and in 4 steps. What p
+same noise, for the same requests and with the same guidance weight, in 8 and in 4 steps. What p
 does is asked by `step_distillation_guidance`.
 
 At this scale: a halving is 100 optimizer steps of 32 images, and with the paper's p one in ten of
