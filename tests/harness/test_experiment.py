@@ -135,11 +135,14 @@ def test_one_seed_or_one_twice_is_refused_before_anything_runs(one_experiment, m
 
 
 def test_committed_records_answer_what_the_code_asks() -> None:
-    """Their settings are the defaults and their models those that are shipped."""
+    """Question and bar are the code's, settings its defaults, models those that are shipped."""
     shipped = {}
     for found in results.experiments():
-        defaults = registry.describe_experiment(found.name).defaults
-        assert found.settings == defaults, found.name
+        asked = registry.describe_experiment(found.name)
+        assert found.settings == asked.defaults, found.name
+        assert found.question == asked.describes, found.name
+        for key, text in asked.card.items():
+            assert getattr(found, key) == text, (found.name, key)
         for task, sha256 in found.provenance.bases.items():
             if task not in shipped:
                 shipped[task] = tensors_sha256(load_base(task).denoiser)
