@@ -9,6 +9,9 @@ noise, plain and guided as the base samples.
 Errors are compared on a logarithm, in pairs over seeds. A step of distillation costs about a third
 more time than one on the task, since the teacher runs too; steps are equal here, not seconds.
 
+At this scale: from random weights distillation raises the error after 100 optimizer steps, 1.48
+times. Whether it would be worth its price later on was not measured.
+
 Expect: `python -m methods experiment bk_sdm_distillation`, 16 minutes of one core.
 """
 
