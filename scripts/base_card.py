@@ -1,4 +1,4 @@
-"""Measure a trained base and write its model card: weights, curve, grid, Frechet distance."""
+"""Measure a trained base and write its model card: weights, curve, grid, Fréchet distance."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ enough for a laptop, good enough that damage shows.
 
 Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747, MIT licence), 58,000 of the 60,000
 training images; the other 2,000 are kept for calibration. The 10,000 test images were never
-trained on and are the reference of every Frechet distance.{data}
+trained on and are the reference of every Fréchet distance.{data}
 
 ## Recipe
 
@@ -67,7 +67,7 @@ step is in `training_log.jsonl`.{remark}
 
 Measured on {date}, commit {commit}, seed {seed}.
 
-| set | Frechet distance to the test images | kernel distance |
+| set | Fréchet distance to the test images | kernel distance |
 | --- | --- | --- |
 | {samples:,} samples, {steps} DDIM steps{guided} | {frechet:.1f} | {kernel:.3f} |
 | {samples:,} training images (floor) | {floor_frechet:.1f} | {floor_kernel:.3f} |
@@ -148,7 +148,7 @@ pipe("a red coat on a yellow background", guidance_scale=5, num_inference_steps=
 
 def main(
     name: Annotated[str, typer.Argument(help="one of the shipped bases")],
-    samples: Annotated[int, typer.Option(help="images for the Frechet distance")] = 5_000,
+    samples: Annotated[int, typer.Option(help="images for the Fréchet distance")] = 5_000,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
     seed: int = 0,
     remark: Annotated[str, typer.Option(help="a sentence on how the training went")] = "",
@@ -200,7 +200,7 @@ def main(
     card["agreement"], card["agreement_images"] = _agreements(bench, seed, images)
     _draw_loss(log, folder / "loss.png")
     _write(folder, card)
-    typer.echo(f"Frechet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
+    typer.echo(f"Fréchet distance {card['frechet']:.1f}, floor {card['floor_frechet']:.1f}")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ diffusers' DDIM clips the predicted clean image to [-1, 1] where the scheduler s
 with the noise of the unclipped one. Guidance predicts beyond the range, so the two disagree at
 every step. The dense model is drawn with and without clipping, guided and not, from the same noise.
 
-Expect: `python -m methods experiment clipped_guidance`, 8 minutes of one core.
+Expect: `python -m methods experiment clipped_guidance`, 6 minutes of one core.
 """
 
 from __future__ import annotations

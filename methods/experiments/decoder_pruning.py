@@ -3,7 +3,7 @@
 Half of the channels of the autoencoder's decoder are cut by magnitude. Cut alone, distilled on the
 mean squared error to the whole decoder's images on latents drawn by the diffusion model (no
 photograph needed), and distilled as long on as many encoded photographs: each decodes latents that
-nothing was trained on, drawn by the same model, and draws whole images for the Frechet distance.
+nothing was trained on, drawn by the same model, and draws whole images for the Fréchet distance.
 The decoders are timed in turn.
 
 At this scale: images of the distilled decoders are still farther from photographs than those of the
@@ -47,7 +47,7 @@ COLUMNS = (
     Column("decoder", "decoder"),
     Column("mse", "MSE to the whole decoder", 5),
     Column("psnr", "PSNR in dB", 2),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("bytes", "bytes"),
     Column("latency", "latency, whole = 1", 3),
 )
@@ -184,7 +184,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         f"drawn latents has an image error of {fmean(error['generated']):.3g} "
         f"({psnr(fmean(error['generated'])):.1f} dB): {rivals['cut'].ratio} of what cutting alone "
         f"leaves, {rivals['encoded'].ratio} of what as many steps on encoded photographs leave. "
-        "Frechet distance: " + ", ".join(f"{name} {d:.1f}" for name, d in distance.items()) + "."
+        "Fréchet distance: " + ", ".join(f"{name} {d:.1f}" for name, d in distance.items()) + "."
     )
     missed = [f"error over {name} {pair.ratio}" for name, pair in rivals.items() if not pair.below]
     if not faster.below:

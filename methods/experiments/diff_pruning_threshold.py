@@ -13,7 +13,7 @@ same calibration images, same retraining batches, same sampling noise.
 At this scale: the paper's gaps are 3 to 5 % of its FID after 100,000 optimizer steps, with 50,000
 samples. Three seeds of 500 samples after 100 steps cannot tell so little.
 
-Expect: `python -m methods experiment diff_pruning_threshold --device cuda`, 3 minutes of an H100.
+Expect: `python -m methods experiment diff_pruning_threshold`, 27 minutes of one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from methods.registry import Stage
 CARD = {
     "methods": ["diff_pruning", "taylor"],
     "task": "fashion_unet",
-    "bar": "after equal retraining, threshold 0.05 gives a lower Frechet distance than threshold 0 "
+    "bar": "after equal retraining, threshold 0.05 gives a lower Fréchet distance than threshold 0 "
     "and than taylor, by the 95 % interval over seeds",
     "source": "Diff-Pruning, arXiv 2305.10924, CIFAR-10 results at equal size and retraining",
 }
@@ -44,7 +44,7 @@ COLUMNS = (
     Column("stop", "last timestep used"),
     Column("overlap", "channels kept as at threshold 0", 3),
     Column("chance", "by chance", 3),
-    Column("frechet", "Frechet distance, not retrained", 1),
+    Column("frechet", "Fréchet distance, not retrained", 1),
     Column("retrained", "retrained", 1),
 )
 
@@ -127,7 +127,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     )
     gaps = "; ".join(f"{pair} against {rival}" for rival, pair in found.items())
     answer = (
-        f"Retrained, the Frechet distance at {JUDGED} differs by {gaps}. Channels kept as at "
+        f"Retrained, the Fréchet distance at {JUDGED} differs by {gaps}. Channels kept as at "
         f"{RIVALS[0]}: {alike}; {mean(column(rows, RIVALS[0], 'chance')):.3f} by chance."
     )
     return Finding(verdict, answer, COLUMNS, tuple(rows), reason(found, missed))

@@ -5,7 +5,7 @@ optimizer steps on the same batches: on the denoising loss alone (`finetune`), w
 model's answers and stage features beside it (`distill`), and with every feature term divided by the
 teacher's own size, in both readings of the paper's words ("norm" and "squared"). Judged by the
 squared error to the dense model's answers on noised images that were not trained on, and by the
-images: Frechet distance, agreement with the request, difference from the dense images at the same
+images: Fréchet distance, agreement with the request, difference from the dense images at the same
 noise. The row without retraining shows what there is to recover.
 
 Expect: `python -m methods experiment laptop_distillation`, 24 minutes of one core.
@@ -44,7 +44,7 @@ COLUMNS = (
     Column("arm", "retraining"),
     Column("seed", "seed"),
     Column("answer", "error to dense answers", 5),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("agreement", "agreement", 3),
     Column("mse_to_dense", "images: error to dense", 4),
 )
@@ -148,7 +148,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     verdict = verdict_of(len(missed), count)
     answer = (
         f"Error to the dense answers over that with the denoising loss alone: {told(distilled)}; "
-        f"over that with plain features: {told(normalised)}. Frechet distance over that with the "
+        f"over that with plain features: {told(normalised)}. Fréchet distance over that with the "
         f"denoising loss alone: {told(images)}."
     )
     why = f"no surely smaller error for {'; '.join(missed)}" if missed else ""

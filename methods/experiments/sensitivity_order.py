@@ -9,7 +9,7 @@ from equal noise for equal requests.
 
 The bar is that of an honest small-scale reproduction: at equal parameters and steps the order by
 sensitivity has to win against all three, and LAPTOP-Diff's choice, which was published against
-handcrafted removal, against the list and chance. Frechet distances are compared on a logarithm,
+handcrafted removal, against the list and chance. Fréchet distances are compared on a logarithm,
 agreement (garment, colour and background all as asked for) as it is, both in pairs over seeds. Of
 `smaller_faster_sd` the abstract is all that is public, so the outcome is consistent with it or not,
 no more.
@@ -47,7 +47,7 @@ from methods.harness.run import Bench
 CARD = {
     "methods": ["smaller_faster_sd", "laptop_diff", "bk_sdm", "uniform_depth"],
     "task": "fashion_t2i",
-    "bar": "after equal retraining, at every size, the Frechet distance lies below and the "
+    "bar": "after equal retraining, at every size, the Fréchet distance lies below and the "
     "agreement above those of BK-SDM's list, of even spacing and of random removal for guided "
     "sensitivity, and those of the list and of random removal for LAPTOP-Diff's choice, by the "
     "95 % interval over seeds",
@@ -64,7 +64,7 @@ COLUMNS = (
     Column("order", "removed by"),
     Column("seed", "seed"),
     Column("params", "parameters left", 3),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("agreement", "agreement", 3),
     Column("mse", "squared error to dense images", 4),
 )
@@ -168,10 +168,10 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
             frechet: Paired = paired_logs(*(values(size, name, "frechet") for name in names))
             agreement: Paired = paired(*(values(size, name, "agreement") for name in names))
             pair = f"{names[0]} against {names[1]} at {size}"
-            won[f"Frechet distance, {pair}"] = frechet.below
+            won[f"Fréchet distance, {pair}"] = frechet.below
             won[f"agreement, {pair}"] = agreement.above
             said.append(
-                f"{pair}: ratio of Frechet distances {frechet.ratio}, difference of agreement "
+                f"{pair}: ratio of Fréchet distances {frechet.ratio}, difference of agreement "
                 f"{agreement}"
             )
     missed = [name for name, sure in won.items() if not sure]

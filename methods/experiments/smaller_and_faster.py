@@ -35,7 +35,7 @@ from methods.registry import Stage
 CARD = {
     "methods": ["smaller_faster_sd", "bk_sdm"],
     "task": "fashion_t2i",
-    "bar": "with fewer parameters and 8 sampling steps the Frechet distance lies below, and the "
+    "bar": "with fewer parameters and 8 sampling steps the Fréchet distance lies below, and the "
     "agreement above, that of BK-SDM-Small in 25 steps, by the 95 % interval over seeds",
     "source": "OpenReview t9m14jybcI, abstract: -46 % parameters in 8 steps, better than BK-SDM in "
     "25 and smaller",
@@ -47,7 +47,7 @@ COLUMNS = (
     Column("steps", "sampling steps"),
     Column("seed", "seed"),
     Column("params", "parameters left", 3),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("agreement", "agreement", 3),
     Column("mse", "MSE to dense", 4),
 )
@@ -153,11 +153,11 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     alone = paired_logs(values(OURS, "frechet"), values(UNDISTILLED, "frechet"))
     answer = (
         f"With {fmean(values(OURS, 'params')):.3f} of the parameters in few steps against "
-        f"{fmean(values(LIST, 'params')):.3f} in many: Frechet distance "
+        f"{fmean(values(LIST, 'params')):.3f} in many: Fréchet distance "
         f"{fmean(values(OURS, 'frechet')):.1f} against {fmean(values(LIST, 'frechet')):.1f}, ratio "
         f"{distance.ratio}; agreement {fmean(values(OURS, 'agreement')):.3f} against "
         f"{fmean(values(LIST, 'agreement')):.3f}, difference {agreement}. Distilled over not "
-        f"distilled, in equal sampling steps: Frechet distance {alone.ratio}."
+        f"distilled, in equal sampling steps: Fréchet distance {alone.ratio}."
     )
     larger = max(values(OURS, "params")) >= min(values(LIST, "params"))
     missed = [

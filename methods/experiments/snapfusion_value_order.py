@@ -43,7 +43,7 @@ from methods.harness.train import denoising_loss
 CARD = {
     "methods": ["snapfusion"],
     "task": "fashion_t2i",
-    "bar": "at the same latency target the Frechet distance after removal by value lies below that "
+    "bar": "at the same latency target the Fréchet distance after removal by value lies below that "
     "after random and after inverse order, and the pruned denoiser is measurably faster than the "
     "dense one, all by the 95 % interval over seeds",
     "source": "SnapFusion, arXiv 2306.00980, Alg. 1: evolve by the quality lost for each "
@@ -58,7 +58,7 @@ COLUMNS = (
     Column("params", "parameters left", 3),
     Column("target", "latency left by the table", 3),
     Column("latency", "latency left, measured", 3),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("agreement", "agreement", 3),
     Column("mse", "MSE to dense", 4),
 )
@@ -214,7 +214,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     latency = values(rows, "value", "latency")
     faster = paired(latency, [1.0] * len(latency))
     answer = (
-        "Frechet distance by value over "
+        "Fréchet distance by value over "
         + ", ".join(f"{name} order {pair.ratio}" for name, pair in rivals.items())
         + "; agreement by value less "
         + ", ".join(f"{name} order {pair}" for name, pair in shown.items())
@@ -223,10 +223,10 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     )
     if classifier := values(rows, "classifier", "frechet"):
         other = paired_logs(classifier, by_value)
-        answer += f" Values by the classifier: Frechet distance {other.ratio} of that by answers."
+        answer += f" Values by the classifier: Fréchet distance {other.ratio} of that by answers."
     missed = [f"over {name} {pair.ratio}" for name, pair in rivals.items() if not pair.below]
     if missed:
-        missed = [f"Frechet distance {', '.join(missed)}"]
+        missed = [f"Fréchet distance {', '.join(missed)}"]
     if not faster.below:
         missed.append(f"latency less 1 {faster}")
     if not missed:

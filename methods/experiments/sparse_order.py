@@ -3,7 +3,7 @@
 Half of the inner weights go, unstructured and 2:4, by `magnitude`, `wanda` (magnitude times the
 norm of its input) and `sparsegpt` (second order, with compensation), all in one shot from the same
 calibration images. Judged are the layers, by the mean over layers of the relative squared error of
-their output on dense inputs from images that were not calibrated on, and the images, by the Frechet
+their output on dense inputs from images that were not calibrated on, and the images, by the Fréchet
 distance. In 2:4, two ways of training on are compared as well, over equal optimizer steps and
 batches: `sparsedm`, whose masks follow the weights, and `finetune` under the masks of the first
 moment. Each trains as its own file says, so more differs than the masks: `sparsedm` has the betas
@@ -41,7 +41,7 @@ CARD = {
     "methods": ["magnitude", "wanda", "sparsegpt", "sparsedm", "finetune"],
     "task": None,
     "bar": "in both patterns and on both bases sparsegpt errs less than wanda and wanda less than "
-    "magnitude, in the layers' outputs and in Frechet distance, and sparsedm beats fine-tuning "
+    "magnitude, in the layers' outputs and in Fréchet distance, and sparsedm beats fine-tuning "
     "under fixed 2:4 masks, by the 95 % interval over seeds",
     "source": "SparseGPT, arXiv 2301.00774; Wanda, arXiv 2306.11695; SparseDM, arXiv 2404.10445",
 }
@@ -55,7 +55,7 @@ COLUMNS = (
     Column("method", "method"),
     Column("seed", "seed"),
     Column("layer_error", "relative error of layers", 4),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
 )
 
 
@@ -167,11 +167,11 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         here = [row for row in rows if (row["task"], row["pattern"]) == (task, pattern)]
         pairs = [
             (key, label, better, worse)
-            for key, label in (("layer_error", "layer error"), ("frechet", "Frechet distance"))
+            for key, label in (("layer_error", "layer error"), ("frechet", "Fréchet distance"))
             for better, worse in pairwise(ORDER)
         ]
         if any(row["method"] == FOLLOWING for row in here):
-            pairs.append(("frechet", "Frechet distance", FOLLOWING, FIXED))
+            pairs.append(("frechet", "Fréchet distance", FOLLOWING, FIXED))
         for key, label, better, worse in pairs:
             name = f"{task}, {pattern}, {label}, {better} over {worse}"
             found[name] = paired_logs(column(here, better, key), column(here, worse, key))

@@ -8,7 +8,7 @@ their masks baked in, beside the masks of the first moment without training.
 
 The bar follows the paper's claims: the improved straight-through estimator is what it adds to
 plain masking, fixed sparsity replaced the progressive baseline of its first versions, and its code
-weighs the teacher in. Frechet distances are paired over seeds.
+weighs the teacher in. Fréchet distances are paired over seeds.
 
 At this scale: the decay acts, since with it a third as many of the weights that were masked first
 are kept at the end (1.4 % against 4.1 %, in every seed alike), but after 80 optimizer steps images
@@ -31,7 +31,7 @@ from methods.registry import Settings, Stage
 CARD = {
     "methods": ["sparsedm"],
     "task": "fashion_unet",
-    "bar": "at equal steps the published estimator gives a lower Frechet distance than without "
+    "bar": "at equal steps the published estimator gives a lower Fréchet distance than without "
     "decay, than without the dense gradient, than the progressive schedule and than the loss "
     "without a teacher, by the 95 % interval over seeds",
     "source": "SparseDM, arXiv 2404.10445, and its released training code",
@@ -41,7 +41,7 @@ UNTRAINED = "masks alone"
 COLUMNS = (
     Column("variant", "variant"),
     Column("seed", "seed"),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("mse_to_dense", "squared error to dense images", 5),
     Column("loss", "training loss, last tenth", 5),
     Column("came_back", "masked at first, kept at last", 4),
@@ -117,7 +117,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     gaps = "; ".join(f"{name} {pair}" for name, pair in found.items())
     untrained = fmean(column(rows, UNTRAINED))
     answer = (
-        f"Frechet distance {fmean(published):.1f} {PUBLISHED}, {untrained:.1f} with {UNTRAINED}. "
+        f"Fréchet distance {fmean(published):.1f} {PUBLISHED}, {untrained:.1f} with {UNTRAINED}. "
         f"{PUBLISHED.capitalize()} minus the variant: {gaps}."
     )
     return Finding(verdict, answer, COLUMNS, tuple(rows), reason(found, missed))
@@ -136,5 +136,5 @@ def reason(found: Mapping[str, Paired], missed: Sequence[str]) -> str:
 
 
 def column(rows: Sequence[Mapping[str, Value]], variant: str) -> list[float]:
-    """A variant's Frechet distances, in the order of the seeds."""
+    """A variant's Fréchet distances, in the order of the seeds."""
     return [float(row["frechet"] or 0.0) for row in rows if row["variant"] == variant]

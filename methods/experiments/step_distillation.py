@@ -30,7 +30,7 @@ from methods.registry import Stage
 CARD = {
     "methods": ["snapfusion"],
     "task": "fashion_t2i",
-    "bar": "at equal guidance the Frechet distance of the model distilled to the last number of "
+    "bar": "at equal guidance the Fréchet distance of the model distilled to the last number of "
     "steps with the paper's p lies below that of the undistilled model in as many steps, by the "
     "95 % interval over seeds",
     "source": "SnapFusion, arXiv 2306.00980, Table 2: 8 distilled steps against 8 steps of DPM and "
@@ -41,7 +41,7 @@ COLUMNS = (
     Column("seed", "seed"),
     Column("steps", "sampling steps"),
     Column("model", "model"),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("agreement", "agreement", 3),
     Column("mse", "MSE to dense", 4),
     Column("ssim", "SSIM to dense", 3),
@@ -123,7 +123,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
         agreement = paired(after["agreement"], before["agreement"])
         compared.append((distance, agreement))
         said.append(
-            f"In {steps} steps, undistilled: Frechet distance {fmean(before['frechet']):.1f}, "
+            f"In {steps} steps, undistilled: Fréchet distance {fmean(before['frechet']):.1f}, "
             f"agreement {fmean(before['agreement']):.3f}. Distilled: "
             f"{fmean(after['frechet']):.1f}, ratio {distance.ratio}; "
             f"{fmean(after['agreement']):.3f}, difference {agreement}."

@@ -4,7 +4,7 @@ The base is distilled once, to half of its steps, with probability p of the guid
 shows the student what guidance does to two steps, p = 1 always does, 0.1 is the paper's choice. All
 students train on the same batches and draw from the same noise, guided as the base is.
 
-At this scale: the Frechet distance falls with p where the paper's FID rises. In 100 optimizer steps
+At this scale: the Fréchet distance falls with p where the paper's FID rises. In 100 optimizer steps
 p = 1 is simply nearer to the dense model's images, drawn at w = 5, by every measure.
 
 Expect: `python -m methods experiment step_distillation_guidance`, 25 minutes of one core.
@@ -35,7 +35,7 @@ COLUMNS = (
     Column("seed", "seed"),
     Column("p", "p", 2),
     Column("agreement", "agreement", 3),
-    Column("frechet", "Frechet distance", 1),
+    Column("frechet", "Fréchet distance", 1),
     Column("mse", "MSE to dense", 4),
 )
 
@@ -102,7 +102,7 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     answer = (
         "Agreement "
         + ", ".join(f"{fmean(agreement[p]):.3f} at p = {p:g}" for p in levels)
-        + f"; p = 1 less p = 0: {ends}. Frechet distance "
+        + f"; p = 1 less p = 0: {ends}. Fréchet distance "
         + ", ".join(f"{fmean(distance[p]):.1f}" for p in levels)
         + f"; p = 1 less p = 0: {paired(distance[levels[-1]], distance[levels[0]])}."
     )

@@ -60,7 +60,7 @@ def lite0_features(
 
     Grey images are repeated to RGB and every image is resized to ``size`` squared; figures for a
     record use the default, ``INPUT_SIZE``. ``dtype`` is the arithmetic inside the network: bfloat16
-    is twice as fast, but features move by 6 % and Frechet distances by up to 3 % (measured on 5,000
+    is twice as fast, but features move by 6 % and Fréchet distances by up to 3 % (measured on 5,000
     Fashion-MNIST images with and without noise), so records use float32.
 
     Raises ValueError for images of another shape, type or range, RuntimeError without the weights.

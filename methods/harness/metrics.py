@@ -34,7 +34,7 @@ class FeatureStats:
 
 
 def feature_stats(features: Tensor) -> FeatureStats:
-    """Statistics of ``features`` (N >= 2, D): the reusable side of many Frechet distances."""
+    """Statistics of ``features`` (N >= 2, D): the reusable side of many Fréchet distances."""
     x = _features("features", features)
     mean = x.mean(0)
     factor = (x - mean) / math.sqrt(len(x) - 1)
@@ -45,7 +45,7 @@ def feature_stats(features: Tensor) -> FeatureStats:
 
 
 def frechet_distance(a: Tensor | FeatureStats, b: Tensor | FeatureStats) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (N, D) and (M, D).
+    """Fréchet distance between Gaussians fitted to two sets of features (N, D) and (M, D).
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017, arXiv 1706.08500, eq. 6
     (squared, as FID is). With S = R^T R for each set, the last trace is the nuclear norm of

@@ -115,7 +115,7 @@ def test_every_rival_has_to_be_beaten_in_both_figures():
     part = sensitivity_order.judge(order_rows(100.0, agreement=0.95))
     assert part.verdict == "in part"
     assert "agreement, guided sensitivity against random at small" in part.why
-    assert "Frechet" not in part.why
+    assert "Fréchet" not in part.why
     worse = sensitivity_order.judge(order_rows(100.0, laptop=300.0))
     assert worse.verdict == "in part" and "guided" not in worse.why
     assert "LAPTOP-Diff's choice against BK-SDM's list at base" in worse.why

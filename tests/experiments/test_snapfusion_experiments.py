@@ -108,7 +108,7 @@ def test_value_order_has_to_beat_both_and_be_faster():
     judge = snapfusion_value_order.judge
     shown = judge(order_rows(good, bad, bad))
     assert shown.verdict == "shown"
-    assert "by the classifier: Frechet distance 2 (2 to 2, n=3)" in shown.answer
+    assert "by the classifier: Fréchet distance 2 (2 to 2, n=3)" in shown.answer
     part = judge(order_rows(good, good, bad))
     assert part.verdict == "in part" and "random" in part.why and "inverse" not in part.why
     assert judge(order_rows(bad, good, good)).verdict == "not shown"
@@ -173,7 +173,7 @@ def test_step_distillation_is_judged_in_the_fewest_steps():
     low, high = (100.0, 110.0, 105.0), (200.0, 230.0, 210.0)
     shown = step_distillation.judge(step_rows(high, low))
     assert shown.verdict == "shown"
-    assert "In 8 steps, undistilled: Frechet distance 106.7" in shown.answer
+    assert "In 8 steps, undistilled: Fréchet distance 106.7" in shown.answer
     assert "Distilled: 105.0, ratio" in shown.answer
     assert step_distillation.judge(step_rows(low, high)).verdict == "not shown"
     part = step_distillation.judge(step_rows(low, high, agreement=(0.5, 0.7)))

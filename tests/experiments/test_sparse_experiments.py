@@ -58,8 +58,8 @@ def test_the_whole_order_must_hold():
     swapped = RIGHT | {"wanda": HIGH, "magnitude": MIDDLE}
     mixed = sparse_order.judge(order_rows(RIGHT, swapped, trained(LOW, [1.2, 1.1, 1.0])))
     assert mixed.verdict == "in part"
-    assert "surely the other way round: fashion_unet, 2:4, Frechet distance, wanda" in mixed.why
-    assert "holds one: fashion_unet, 2:4, Frechet distance, sparsedm, trained" in mixed.why
+    assert "surely the other way round: fashion_unet, 2:4, Fréchet distance, wanda" in mixed.why
+    assert "holds one: fashion_unet, 2:4, Fréchet distance, sparsedm, trained" in mixed.why
     wrong = {"sparsegpt": HIGH, "wanda": MIDDLE, "magnitude": LOW}
     assert sparse_order.judge(order_rows(wrong, wrong, trained(HIGH, LOW))).verdict == "not shown"
 
