@@ -40,7 +40,8 @@ Expect: `python -m methods run smaller_faster_sd --task fashion_t2i --set
 smaller_faster_sd.params=0.5 --set smaller_faster_sd.judged=2 --set
 smaller_faster_sd.retrain_steps=100`. It is a row of `python -m methods standard --task
 fashion_t2i`, whose records hold its time, machine, cost and scores with their spread. `--set
-smaller_faster_sd.steps=8` distils to 8 steps behind it, and samples in those.
+smaller_faster_sd.steps=8` distils to 8 steps behind it, and samples in those; a base that clips
+predicted images, as `fashion_unet` does, is refused there.
 """
 
 from __future__ import annotations
