@@ -660,30 +660,28 @@ def _comparisons(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> lis
     return found
 
 
+def _pairs(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Runs of equal seed: a device rounds in its own way, so only one kind of device is paired."""
+    left, right = ({(r.seed, r.provenance.device): r for r in of} for of in (a, b))
+    return [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
+
+
 def _of_one_size(a: Sequence[Record], b: Sequence[Record], what: str) -> bool:
-    """Whether the runs of every seed that both have are: equal means may hide unequal runs."""
-    sizes = {record.seed: getattr(record, what) for record in b}
-    return all(
-        abs(getattr(record, what) - sizes[record.seed]) <= SAME_SIZE
-        for record in a
-        if record.seed in sizes
-    )
+    """Whether the runs of every pair are: equal means may hide unequal runs."""
+    return all(abs(getattr(x, what) - getattr(y, what)) <= SAME_SIZE for x, y in _pairs(a, b))
 
 
 def _differences(
     a: Sequence[Record], b: Sequence[Record], metric: str
 ) -> tuple[list[int], list[float]]:
-    """(seeds, a - b): a device rounds in its own way, so only one kind of device is paired."""
-    left, right = (
-        {
-            (r.seed, r.provenance.device): v
-            for r in of
-            if (v := getattr(r.quality, metric)) is not None
-        }
-        for of in (a, b)
-    )
-    pairs = sorted(left.keys() & right.keys())
-    return [seed for seed, _ in pairs], [left[p] - right[p] for p in pairs]
+    """(seeds, a - b) of the pairs in which both have the metric."""
+    found = [
+        (x.seed, left - right)
+        for x, y in _pairs(a, b)
+        if (left := getattr(x.quality, metric)) is not None
+        and (right := getattr(y.quality, metric)) is not None
+    ]
+    return [seed for seed, _ in found], [difference for _, difference in found]
 
 
 def _resolution(rows: Sequence[Table], by_slug: dict[str, list[Record]]) -> list[str]:

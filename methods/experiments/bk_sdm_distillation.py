@@ -113,12 +113,10 @@ def judge(rows: Sequence[Mapping[str, Value]]) -> Finding:
     def against(one: tuple[str, str], other: tuple[str, str], key: str = "unguided") -> Paired:
         return paired_logs(values(*one, key), values(*other, key))
 
-    pairs = {
-        f"{DISTILLED} over {ALONE} from {weights} weights": against(
-            (weights, DISTILLED), (weights, ALONE)
-        )
-        for weights in (COPIED, RANDOM)
-    }
+    pairs = {}
+    for weights in (COPIED, RANDOM):
+        name = f"{DISTILLED} over {ALONE} from {weights} weights"
+        pairs[name] = against((weights, DISTILLED), (weights, ALONE))
     for loss in (DISTILLED, ALONE):
         name = f"{COPIED} over {RANDOM} weights with {loss}"
         pairs[name] = against((COPIED, loss), (RANDOM, loss))
